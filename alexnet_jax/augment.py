@@ -1,0 +1,103 @@
+"""§4.1: crops, reflections and PCA colour as pure, jit-able functions on batches.
+
+Images are RGB, NHWC, 0-255: uint8 as they lie on disk, or float32 once the mean is subtracted.
+
+Every random function takes one key, or one key an image. With one key an image a batch may be cut
+into pieces for several devices without changing a single number.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import random
+from jaxtyping import Array, Float, Key, Num, UInt8
+
+
+def image_keys(key: Key[Array, "*batch"], batch: int) -> Key[Array, "{batch}"]:
+    """One key an image: splits a single key, and returns keys that are one an image as they are."""
+    return random.split(key, batch) if key.ndim == 0 else key
+
+
+def random_crop(
+    key: Key[Array, "*batch"], images: Num[Array, "n height width 3"], size: int
+) -> Num[Array, "n {size} {size} 3"]:
+    """Cuts a `size` × `size` patch out of each image, each at its own random place.
+
+    The top-left corner is one of (height - size) × (width - size) places: 32 · 32 for a patch of 224
+    in 256, as §4.1 counts ("a factor of 2048", with reflections).
+    """
+    margin = jnp.array([images.shape[1] - size, images.shape[2] - size])
+
+    def crop(key, image):
+        top, left = random.randint(key, (2,), 0, jnp.maximum(margin, 1))
+        return jax.lax.dynamic_slice(image, (top, left, 0), (size, size, 3))
+
+    return jax.vmap(crop)(image_keys(key, len(images)), images)
+
+
+def random_reflection(
+    key: Key[Array, "*batch"], images: Num[Array, "n height width 3"]
+) -> Num[Array, "n height width 3"]:
+    """Mirrors each image left-right with probability one half (§4.1)."""
+    mirror = jax.vmap(random.bernoulli)(image_keys(key, len(images)))
+    return jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
+
+
+def pca_color(
+    key: Key[Array, "*batch"], images: Float[Array, "n height width 3"], pca: Float[Array, "3 3"], scale: float
+) -> Float[Array, "n height width 3"]:
+    """Adds to every pixel of an image the same random colour (§4.1): pca @ (scale · z), z ~ N(0, I₃).
+
+    Args:
+      pca: column i is the principal component pᵢ of the training set's RGB values times the standard
+        deviation along it, in grey levels. The paper's sentence multiplies by the *eigenvalue* λᵢ, which
+        would be noise of ±1,500 grey levels; the 2012 code multiplies by the standard deviation √λᵢ.
+      scale: standard deviation of αᵢ; the paper's is 0.1.
+    """
+    alpha = scale * jax.vmap(lambda key: random.normal(key, (3,), pca.dtype))(image_keys(key, len(images)))
+    # The colour is a 3-vector: a full-precision product costs nothing.
+    color = jnp.einsum("ij,nj->ni", pca, alpha, precision="highest")
+    return images + color[:, None, None, :].astype(images.dtype)
+
+
+def center_view(images: Num[Array, "n height width 3"], size: int) -> Num[Array, "n {size} {size} 3"]:
+    """The central `size` × `size` patch of each image."""
+    top, left = (images.shape[1] - size) // 2, (images.shape[2] - size) // 2
+    return images[:, top : top + size, left : left + size]
+
+
+def ten_views(images: Num[Array, "n height width 3"], size: int) -> Num[Array, "10 n {size} {size} 3"]:
+    """The five patches of §4.1 (four corners, centre) and then their mirror images: 10 views of each image."""
+    bottom, right = images.shape[1] - size, images.shape[2] - size
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
+    views = jnp.stack([images[:, top : top + size, left : left + size] for top, left in corners])
+    return jnp.concatenate([views, views[:, :, :, ::-1]])
+
+
+def subtract_mean(
+    images: UInt8[Array, "n height width 3"], mean_image: Float[Array, "height width 3"]
+) -> Float[Array, "n height width 3"]:
+    """§2: from each pixel its mean over the training set, in float32.
+
+    Before any crop, so that each pixel meets its own mean.
+    """
+    return images.astype(jnp.float32) - mean_image
+
+
+def training_views(
+    key: Key[Array, "*batch"],
+    images: UInt8[Array, "n height width 3"],
+    mean_image: Float[Array, "height width 3"],
+    pca: Float[Array, "3 3"],
+    *,
+    size: int,
+    color_scale: float,
+) -> Float[Array, "n {size} {size} 3"]:
+    """All of §2 and §4.1 in the paper's order: minus the mean, random patch, reflection, colour."""
+    crop_key, reflection_key, color_key = split_each(image_keys(key, len(images)), 3)
+    views = random_crop(crop_key, subtract_mean(images, mean_image), size)
+    return pca_color(color_key, random_reflection(reflection_key, views), pca, color_scale)
+
+
+def split_each(keys: Key[Array, "n"], names: int) -> Key[Array, "{names} n"]:
+    """From one key an image, `names` independent keys an image, to unpack into one name a use."""
+    return jax.vmap(lambda key: random.split(key, names), out_axes=1)(keys)

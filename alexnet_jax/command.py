@@ -1,0 +1,94 @@
+"""What the commands share: flags made from a dataclass, and errors of one line."""
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from absl import app, flags, logging
+
+from alexnet_jax.config import InputError
+
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
+
+
+class _Floats(flags.ArgumentParser):
+    """Numbers, comma-separated."""
+
+    def parse(self, argument: str) -> tuple[float, ...]:
+        return tuple(float(number) for number in argument.split(",") if number.strip())
+
+
+class _Strings(flags.ArgumentParser):
+    """Texts, comma-separated."""
+
+    def parse(self, argument: str) -> tuple[str, ...]:
+        return tuple(text for text in argument.split(",") if text)
+
+
+_PARSERS: Mapping[Any, flags.ArgumentParser] = {
+    int: flags.IntegerParser(),
+    float: flags.FloatParser(),
+    str: flags.ArgumentParser(),
+    tuple[float, ...]: _Floats(),
+    tuple[str, ...]: _Strings(),
+}
+
+
+def define_flags(options: type, presets: Mapping[str, Any] | None = None) -> None:
+    """One flag for each field of the dataclass `options`, with the field's help and its default, in each preset."""
+    types = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        of_preset = {name: _text(getattr(preset, field.name)) for name, preset in (presets or {}).items()}
+        default = _text(field.default)
+        if len(set(of_preset.values())) > 1:
+            default = ", ".join(f"{value} in {name}" for name, value in of_preset.items())
+        flags.DEFINE(
+            _PARSERS[types[field.name]],
+            field.name,
+            None,
+            f"{field.metadata['help']} (default: {default})",
+            module_name=sys.argv[0],  # so that --help lists it
+        )
+
+
+def given_flags(options: type) -> dict[str, Any]:
+    """The flags of `define_flags` that stand on the command line, for `dataclasses.replace`."""
+    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(options)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _text(value: Any) -> str:
+    return (",".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "none"
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags, calls `main`, exits: 0; 2 after one line on bad input; 130 after Ctrl-C."""
+
+    def parse(arguments: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(arguments)
+        except flags.Error as error:
+            _fail(str(error))
+        if rest[1:]:
+            _fail(f"{rest[1]}: not a flag; flags are written --name=value")
+        return rest
+
+    def guarded(_: list[str]) -> int:
+        if flags.FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(logging.WARNING)  # orbax tells each of its steps at INFO
+        try:
+            main()
+        except InputError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        return 0
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _fail(message: str) -> typing.NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(BAD_INPUT)

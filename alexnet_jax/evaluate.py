@@ -1,0 +1,73 @@
+"""§6: exact top-1 and top-5 errors."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from alexnet_jax import parallel
+from alexnet_jax.augment import center_view, subtract_mean
+from alexnet_jax.input_pipeline import Batch
+
+
+class Errors(NamedTuple):
+    """top1_error, top5_error: fractions. nll: mean negative log-likelihood, nats. examples: how many they are of."""
+
+    top1_error: float
+    top5_error: float
+    nll: float
+    examples: int
+
+
+def label_ranks(logits: Float[Array, "n classes"], labels: Int[Array, "n"]) -> Int[Array, "n"]:
+    """How many classes are ranked before the label: 0 where it is the network's first answer.
+
+    Of equal logits the first counts as ranked higher, as in argmax. Not-a-number ranks before everything.
+    """
+    of_label = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    earlier = jnp.arange(logits.shape[1]) < labels[:, None]
+    before = ~(logits <= of_label) | ((logits == of_label) & earlier)
+    return before.sum(axis=1)
+
+
+def count_errors(logits: Float[Array, "n classes"], labels: Int[Array, "n"]) -> dict[str, Array]:
+    """Sums over the rows whose label is not -1: wrong at top-1 and top-5, nll, and their number."""
+    real = labels >= 0
+    labels = jnp.maximum(labels, 0)
+    ranks = label_ranks(logits, labels)
+    nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+    return {
+        "top1": jnp.sum(real & (ranks >= 1)),
+        "top5": jnp.sum(real & (ranks >= 5)),
+        "nll": jnp.sum(jnp.where(real, nll, 0)),
+        "examples": jnp.sum(real),
+    }
+
+
+def make_evaluation_step(
+    apply: Callable, mean_image: Float[Array, "size size 3"], crop_size: int
+) -> Callable[[PyTree, Batch], dict[str, Array]]:
+    """The step (params, batch) → sums of `count_errors` over all devices, on the centre view of each image."""
+
+    def evaluation_step(params: PyTree, batch: Batch) -> dict[str, Array]:
+        views = center_view(subtract_mean(jnp.asarray(batch.images), mean_image), crop_size)
+        logits = apply({"params": params}, views, train=False)
+        return parallel.total(count_errors(logits, jnp.asarray(batch.labels)))
+
+    return evaluation_step
+
+
+def evaluate(step: Callable, params: PyTree, batches: Iterable[Batch], examples: int) -> Errors:
+    """Errors over `batches`, which must hold just `examples` real rows: none is left out, none counted twice.
+
+    step: a `make_evaluation_step`, mapped over the devices; it takes batches as they come from `batches`.
+    """
+    sums = {"top1": 0, "top5": 0, "nll": 0.0, "examples": 0}
+    for batch in batches:
+        for name, value in jax.device_get(step(params, batch)).items():
+            sums[name] += value.item()
+    if sums["examples"] != examples:
+        raise AssertionError(f"evaluated {sums['examples']} images of {examples}")
+    return Errors(sums["top1"] / examples, sums["top5"] / examples, sums["nll"] / examples, examples)

@@ -1,0 +1,56 @@
+"""Devices: who computes what, and where arrays lie. The only file that knows them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Key, PyTree
+
+AXIS = "batch"
+
+
+def pmap_step(step: Callable, devices: Sequence[jax.Device], *, donate_state: bool = False) -> Callable:
+    """`step(state, batch)` on all devices at once: the state whole on each, the batch as `shard` cut it.
+
+    What `step` returns must be equal on every device (`mean`, `total`), and comes back without a device axis.
+    With `donate_state` the memory of the old state is used for the new one.
+    """
+    return jax.pmap(
+        step, AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=(0,) if donate_state else ()
+    )
+
+
+def mean(tree: PyTree) -> PyTree:
+    """Inside a step: the mean over the devices."""
+    return lax.pmean(tree, AXIS)
+
+
+def total(tree: PyTree) -> PyTree:
+    """Inside a step: the sum over the devices."""
+    return lax.psum(tree, AXIS)
+
+
+def image_keys(key: Key[Array, ""], images: int) -> Key[Array, "{images}"]:
+    """Inside a step: one key for each of this device's images, the same for an image on any number of devices."""
+    first = lax.axis_index(AXIS) * images
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(first + np.arange(images))
+
+
+def shard(batch: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+    """Arrays (n, …) on the host → (devices, n / devices, …), one piece on each device."""
+    return jax.device_put(
+        jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch),
+        _sharding(devices, AXIS),
+    )
+
+
+def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+    """The same arrays whole on every device."""
+    return jax.device_put(tree, _sharding(devices))
+
+
+def _sharding(devices: Sequence[jax.Device], *axes: Any) -> jax.sharding.Sharding:
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))

@@ -1,0 +1,119 @@
+"""What a run tells while it runs: the progress line, metrics.jsonl, TensorBoard; and which software it was."""
+
+import importlib.metadata
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+from tqdm import tqdm
+
+from alexnet_jax.evaluate import Errors
+
+_PROGRESS = "step {n_fmt}/{total_fmt} |{bar:20}| {desc} | {remaining} left"
+
+
+class RunLog:
+    """Writes a run's progress to the terminal and, line by line, into its folder.
+
+    Lines of metrics.jsonl: {"step", "epoch", "split": "train", "loss" (nats, mean over the steps since the line
+    before), "top1_error" (of the same, augmented and with dropout), "learning_rate" (of the last of them),
+    "images_per_second"} and {"step", "epoch", "split": "validation", "top1_error", "top5_error", "nll"}.
+
+    A run that continues from `first_step` supersedes the lines after it.
+    """
+
+    def __init__(self, workdir: Path, *, first_step: int, steps: int, steps_per_epoch: float, batch_size: int):
+        self.file = workdir / "metrics.jsonl"
+        self._steps_per_epoch = steps_per_epoch
+        self._batch_size = batch_size
+        kept = [line for line in read_metrics(self.file) if line["step"] <= first_step]
+        self.file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
+        )
+        self._bar = tqdm(
+            total=steps,
+            initial=first_step,
+            bar_format=_PROGRESS,
+            desc="compiling",
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 15,
+        )
+        self.restart_clock(first_step)
+
+    def restart_clock(self, step: int) -> None:
+        """Leaves the time since the last line out of images/s: compilation, evaluation."""
+        self._clock = (step, time.perf_counter())
+
+    def advance(self) -> None:
+        """One step has been started."""
+        self._bar.update()
+
+    def train(self, step: int, *, loss: float, top1_error: float, learning_rate: float) -> None:
+        since, seconds = self._clock[0], time.perf_counter() - self._clock[1]
+        rate = self._batch_size * (step - since) / seconds if step > since else None
+        speed = f" | {rate:.1f} images/s" if rate else ""
+        self._bar.set_description_str(
+            f"epoch {step / self._steps_per_epoch:.2f} | loss {loss:.3f} | top-1 error {top1_error:.1%}{speed}"
+        )
+        self._write(
+            step, "train", loss=loss, top1_error=top1_error, learning_rate=learning_rate, images_per_second=rate
+        )
+        self.restart_clock(step)
+
+    def validation(self, step: int, errors: Errors) -> None:
+        self._bar.write(
+            f"epoch {step / self._steps_per_epoch:.2f}, step {step}: validation top-1 error {errors.top1_error:.1%}, "
+            f"top-5 {errors.top5_error:.1%}, nll {errors.nll:.3f}",
+            file=sys.stdout,
+        )
+        sys.stdout.flush()
+        self._write(step, "validation", top1_error=errors.top1_error, top5_error=errors.top5_error, nll=errors.nll)
+
+    def _write(self, step: int, split: str, **values: float | None) -> None:
+        line = {"step": step, "epoch": step / self._steps_per_epoch, "split": split, **values}
+        with self.file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in values.items():
+            if value is not None:
+                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+
+    def images_per_second(self) -> float | None:
+        """The median over all lines, of this process and of those before it."""
+        rates = [line["images_per_second"] for line in read_metrics(self.file) if line.get("images_per_second")]
+        return statistics.median(rates) if rates else None
+
+    def close(self) -> None:
+        self._bar.close()
+        self._tensorboard.close()
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; one that a kill left half-written at the end is not there."""
+    if not file.exists():
+        return []
+    lines = file.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def versions() -> dict[str, Any]:
+    """Which software this is: versions, and the commit where the package runs from a git checkout."""
+    packages = ("alexnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            found[name] = "not installed"
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {"versions": found, "commit": commit}

@@ -1,0 +1,214 @@
+"""§5: the training step, and the loop around it."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from alexnet_jax import checkpoint, figures, input_pipeline, model, optim, parallel, runlog
+from alexnet_jax.augment import split_each, training_views
+from alexnet_jax.config import Config, InputError
+from alexnet_jax.datasets import Dataset, open_dataset
+from alexnet_jax.evaluate import Errors, evaluate, make_evaluation_step
+from alexnet_jax.input_pipeline import Batch
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes. step: how many have been done."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: PyTree
+
+
+def init_state(net: model.AlexNet, optimizer: optax.GradientTransformation, *, crop_size: int, seed: int) -> TrainState:
+    """The state before the first step."""
+    init_key, _ = jax.random.split(jax.random.key(seed))
+    images = jnp.zeros((1, crop_size, crop_size, 3))
+    params = jax.jit(lambda key: net.init(key, images, train=False)["params"])(init_key)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def make_train_step(
+    net: model.AlexNet,
+    optimizer: optax.GradientTransformation,
+    mean_image: Float[Array, "size size 3"],
+    pca: Float[Array, "3 3"],
+    *,
+    crop_size: int,
+    color_scale: float,
+    seed: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """The step (state, batch) → (state, {"loss", "top1_error"}), for `parallel.pmap_step`.
+
+    Augmentation, network, cross-entropy (nats, mean over the batch), gradients, update. What is random is a
+    function of (seed, step, place in the global batch). The metrics are those of the augmented images, with
+    dropout.
+    """
+    _, random_key = jax.random.split(jax.random.key(seed))
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        keys = parallel.image_keys(jax.random.fold_in(random_key, state.step), len(batch.images))
+        augment_keys, dropout_keys = split_each(keys, 2)
+        images = jnp.asarray(batch.images)
+        views = training_views(augment_keys, images, mean_image, pca, size=crop_size, color_scale=color_scale)
+
+        def loss(params: PyTree) -> tuple[Array, Array]:
+            logits = jnp.asarray(net.apply({"params": params}, views, train=True, key=dropout_keys))
+            return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean(), logits
+
+        (value, logits), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        top1_error = jnp.mean(logits.argmax(-1) != batch.labels)
+        gradients, metrics = parallel.mean((gradients, {"loss": value, "top1_error": top1_error}))
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+
+    return train_step
+
+
+def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None) -> Errors:
+    """A whole run in `workdir`, or the rest of one that was stopped there; returns its errors on the validation split.
+
+    Leaves config.json, metrics.jsonl, tensorboard/, checkpoints/, figures/ and result.json. Raises InputError,
+    before anything starts, where the config cannot be run.
+
+    devices: over which to spread each batch; by default all local ones.
+    """
+    workdir = Path(workdir).expanduser()
+    devices = devices or jax.local_devices()
+    if config.batch_size % len(devices):
+        raise InputError(f"--batch_size={config.batch_size}: the {len(devices)} devices do not divide it")
+    if config.architecture not in model.ARCHITECTURES:
+        raise InputError(f"--architecture={config.architecture}: unknown; there are {', '.join(model.ARCHITECTURES)}")
+    dataset = open_dataset(config.dataset)
+    layers = _table(config, dataset)
+    images = len(dataset.splits["train"])
+    if config.batch_size > images:
+        raise InputError(f"--batch_size={config.batch_size}: more than the {images} training images of {dataset.path}")
+    checkpoint.claim_workdir(workdir, config, runlog.versions())
+
+    parameters = sum(row.parameters for row in model.summary(layers, config.crop_size))
+    print(
+        f"{config.architecture}: {parameters:,} parameters; {dataset.path}: {images:,} training images, "
+        f"{len(dataset.class_names)} classes; {len(devices)} × {devices[0].device_kind}",
+        flush=True,
+    )
+    return _run(config, workdir, devices, dataset, model.AlexNet(layers))
+
+
+def _table(config: Config, dataset: Dataset) -> model.Layers:
+    classes = len(dataset.class_names)
+    if config.num_classes and config.num_classes < classes:
+        raise InputError(f"--num_classes={config.num_classes}: {dataset.path} has {classes} classes")
+    if config.crop_size > dataset.size:
+        raise InputError(f"--crop_size={config.crop_size}: the images of {dataset.path} have {dataset.size} pixels")
+    layers = model.with_classes(model.ARCHITECTURES[config.architecture], config.num_classes or classes)
+    try:
+        model.summary(layers, config.crop_size)
+    except ValueError as error:
+        raise InputError(f"--architecture={config.architecture} --crop_size={config.crop_size}: {error}") from error
+    return layers
+
+
+def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: Dataset, net: model.AlexNet) -> Errors:
+    steps_per_epoch = len(dataset.splits["train"]) / config.batch_size
+    steps = max(1, round(config.epochs * steps_per_epoch))
+    once_an_epoch = max(1, round(steps_per_epoch))
+    evaluate_every = config.evaluate_every or once_an_epoch
+    checkpoint_every = config.checkpoint_every or once_an_epoch
+
+    schedule = optim.step_schedule(
+        config.learning_rate, [round(epoch * steps_per_epoch) for epoch in config.learning_rate_drops]
+    )
+    optimizer = optim.sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
+    state = parallel.replicate(init_state(net, optimizer, crop_size=config.crop_size, seed=config.seed), devices)
+    mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
+    pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
+    train_step = parallel.pmap_step(
+        make_train_step(net, optimizer, mean_image, pca, crop_size=config.crop_size,
+                        color_scale=config.color_scale, seed=config.seed),
+        devices,
+        donate_state=True,
+    )  # fmt: skip
+    evaluation_step = parallel.pmap_step(make_evaluation_step(net.apply, mean_image, config.crop_size), devices)
+
+    def validate(params: PyTree) -> Errors:
+        batches = input_pipeline.evaluation_batches(dataset, "validation", batch_size=config.batch_size)
+        on_devices = (parallel.shard(batch, devices) for batch in batches)
+        return evaluate(evaluation_step, params, on_devices, len(dataset.splits["validation"]))
+
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    first_step = checkpoints.latest_step() or 0
+    if first_step:
+        state = checkpoints.restore(first_step, state)
+        print(f"continuing from the checkpoint of step {first_step} of {steps} in {workdir}", flush=True)
+    log = runlog.RunLog(
+        workdir, first_step=first_step, steps=steps, steps_per_epoch=steps_per_epoch, batch_size=config.batch_size
+    )
+    errors, pending = None, []
+    try:
+        batches = input_pipeline.training_batches(
+            dataset, batch_size=config.batch_size, seed=config.seed, steps=range(first_step, steps)
+        )
+        for step, batch in enumerate(batches, start=first_step + 1):
+            state, metrics = train_step(state, parallel.shard(batch, devices))
+            log.advance()
+            pending.append(metrics)
+            if step == first_step + 1:
+                jax.block_until_ready(metrics)
+                log.restart_clock(step)
+            last = step == steps
+            saving = last or step % checkpoint_every == 0
+            # A line at every checkpoint too: so the lines after it do not depend on the steps before it.
+            if saving or step % config.log_every == 0:
+                means = {name: float(np.mean([m[name] for m in jax.device_get(pending)])) for name in metrics}
+                pending = []
+                if not math.isfinite(means["loss"]):
+                    raise InputError(
+                        f"the loss is not finite at step {step}; the last checkpoint is that of step "
+                        f"{checkpoints.latest_step()}; a lower --learning_rate may help"
+                    )
+                log.train(step, **means, learning_rate=float(schedule(step - 1)))
+            if last or step % evaluate_every == 0:
+                errors = validate(state.params)
+                log.validation(step, errors)
+                log.restart_clock(step)
+            if saving:
+                checkpoints.save(step, state)
+                log.restart_clock(step)
+    finally:
+        log.close()
+        checkpoints.close()  # waits until what was being saved is on disk
+        if (saved := checkpoints.latest_step()) != steps:
+            print(f"stopped; the same command continues from step {saved or 0} of {steps}", flush=True)
+    errors = errors or validate(state.params)  # a run that had ended already
+    _report(config, workdir, devices, log, errors, steps, state.params)
+    return errors
+
+
+def _report(config, workdir, devices, log, errors, steps, params) -> None:
+    figures.save_curves(runlog.read_metrics(log.file), workdir / "figures" / "curves.png")
+    first_layer = jax.device_get(params)["conv1"]["kernel"]
+    figures.save_kernels(first_layer, workdir / "figures" / "conv1.png")
+    result = {
+        **errors._asdict(),
+        "steps": steps,
+        "images_per_second": log.images_per_second(),
+        "seed": config.seed,
+        "device": f"{len(devices)} × {devices[0].device_kind}",
+    }
+    (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(
+        f"top-1 error {errors.top1_error:.1%}, top-5 error {errors.top5_error:.1%}, nll {errors.nll:.3f} nats "
+        f"on {errors.examples:,} validation images after {steps:,} steps\n"
+        f"{workdir}: result.json, metrics.jsonl, figures/curves.png, figures/conv1.png, tensorboard/",
+        flush=True,
+    )
