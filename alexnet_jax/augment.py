@@ -80,7 +80,7 @@ def subtract_mean(
 
     Before any crop, so that each pixel meets its own mean.
     """
-    return images.astype(jnp.float32) - mean_image
+    return images.astype(jnp.float32) - mean_image[None]
 
 
 def training_views(

@@ -53,7 +53,7 @@ def claim_workdir(workdir: Path, config: Config, origin: dict[str, Any]) -> None
             partial.write_text(json.dumps({"config": config.to_json(), **origin}, indent=2) + "\n")
             partial.rename(file)
             return
-        before = json.loads(file.read_text())["config"]
+        before = dict(json.loads(file.read_text())["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--workdir={workdir}: cannot be used ({error})") from error
     now = config.to_json()

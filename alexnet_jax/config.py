@@ -77,7 +77,7 @@ class Config:
 
 PRESETS: dict[str, Config] = {
     # Minutes on a laptop's CPU.
-    "demo": Config(architecture="demo", batch_size=64, epochs=8.0, learning_rate_drops=(6.0,)),
+    "demo": Config(architecture="demo", batch_size=32, epochs=4.0, learning_rate_drops=(3.0,)),
     # §5. When to drop the rate was decided by hand in 2012; these are the epochs recorded for the paper's network.
     "paper": Config(architecture="paper", epochs=90.0, learning_rate_drops=(25.0, 51.0, 79.0)),
 }

@@ -111,6 +111,8 @@ def write(
         if error.errno == errno.ENOTEMPTY:
             raise InputError(f"{output}: already exists; another process wrote it meanwhile") from error
         raise InputError(f"{output}: cannot be written ({error.strerror or error})") from error
+    except RuntimeError as error:  # array_record's own
+        raise InputError(f"{output}: cannot be written ({str(error).split(';')[0]})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return counts

@@ -27,7 +27,7 @@ def label_ranks(logits: Float[Array, "n classes"], labels: Int[Array, "n"]) -> I
     Of equal logits the first counts as ranked higher, as in argmax. Not-a-number ranks before everything.
     """
     of_label = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    earlier = jnp.arange(logits.shape[1]) < labels[:, None]
+    earlier = jnp.arange(logits.shape[1])[None] < labels[:, None]
     before = ~(logits <= of_label) | ((logits == of_label) & earlier)
     return before.sum(axis=1)
 

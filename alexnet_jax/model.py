@@ -85,10 +85,13 @@ def resize(layers: Layers, features: tuple[int, ...], std: tuple[float, ...], bi
     )
 
 
+# Minutes on a CPU. Widths and deviations were chosen by measurement: a first layer of 32 takes a step a quarter less
+# time than one of 48, and errs less on the built-in data set; deviations near 0.01 everywhere, as in the paper,
+# leave the narrower layers' outputs too small for learning to start within minutes.
 DEMO = resize(
     PAPER,
-    features=(48, 64, 96, 96, 64, 1024, 1024, 10),
-    std=(0.01, 0.02, 0.06, 0.06, 0.06, 0.02, 0.02, 0.02),
+    features=(32, 64, 96, 96, 64, 1024, 1024, 10),
+    std=(0.01, 0.025, 0.06, 0.06, 0.06, 0.02, 0.02, 0.02),
     bias=(0.0,) * 8,
 )
 
@@ -118,7 +121,8 @@ class _Layer(nn.Module):
         layer = self.layer
         kernel = self.param("kernel", nn.initializers.normal(layer.std), layer.kernel_shape(x.shape), jnp.float32)
         bias = self.param("bias", nn.initializers.constant(layer.bias), (layer.features,), jnp.float32)
-        x = layer(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        x = layer(x, kernel.astype(self.dtype))
+        x = x + bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
         for number, step in enumerate(layer.then):
             x = step(x, _fold_in(key, number)) if _is_random(step) else step(x)
         return x

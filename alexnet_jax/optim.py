@@ -27,4 +27,5 @@ def sgd(
 
 def step_schedule(learning_rate: float, drops: Sequence[int]) -> optax.Schedule:
     """`learning_rate`, divided by 10 at each of the steps in `drops` (§5 drops three times, by hand)."""
-    return optax.piecewise_constant_schedule(learning_rate, {step: 0.1 for step in drops})
+    rates = [optax.constant_schedule(learning_rate * 0.1**number) for number in range(len(drops) + 1)]
+    return optax.join_schedules(rates, sorted(drops))

@@ -6,6 +6,7 @@ PATH: a folder with a folder of images for each class; or with train/ and val/ (
 such folders; or a tar file of either, or several, comma-separated.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -57,19 +58,23 @@ class File(NamedTuple):
     read: Callable[[], bytes] | None
 
 
-def list_files(source: str) -> list[File]:
-    """The files (and empty folders) of a folder or a tar file. Raises InputError where it cannot be read."""
+def list_files(source: str, open_archives: contextlib.ExitStack) -> list[File]:
+    """The files (and empty folders) of a folder or a tar file, which stays open to be read.
+
+    Raises InputError where it cannot be read.
+    """
     path = Path(source).expanduser()
     try:
         if path.is_dir():
             files = [_of_folder(path, file) for file in sorted(path.rglob("*")) if file.is_file() or _is_empty(file)]
         elif path.exists():
-            archive = tarfile.open(path)  # noqa: SIM115  open as long as its members are read
+            archive = open_archives.enter_context(tarfile.open(path))
             files = [_of_tar(path, archive, member) for member in archive if member.isfile() or member.isdir()]
         else:
             raise InputError(f"--source={source}: there is no such file or folder")
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        raise InputError(f"--source={source}: cannot be read as a folder or tar file ({error})") from error
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise InputError(f"--source={source}: cannot be read as a folder or tar file ({reason})") from error
     files = [file for file in files if not any(p.startswith(".") or p.lower() in IGNORED for p in file.parts)]
     if not any(file.read for file in files):
         raise InputError(f"--source={source}: is empty")
@@ -199,7 +204,11 @@ def upright_rgb(data: bytes, size: int) -> datasets.Pixels:
 
 def prepare(options: Options) -> None:
     """Writes the data set. Raises InputError; then nothing is left at the output."""
-    files = [file for source in options.source for file in list_files(source)]
+    with contextlib.ExitStack() as open_archives:
+        _prepare(options, [file for source in options.source for file in list_files(source, open_archives)])
+
+
+def _prepare(options: Options, files: list[File]) -> None:
     source = sort_files(files, validation_fraction=options.validation_fraction, seed=options.seed)
     skipped: list[str] = []
 

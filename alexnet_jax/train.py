@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from alexnet_jax import checkpoint, figures, input_pipeline, model, optim, parallel, runlog
 from alexnet_jax.augment import split_each, training_views
@@ -24,7 +24,7 @@ from alexnet_jax.input_pipeline import Batch
 class TrainState:
     """All that a step changes. step: how many have been done."""
 
-    step: Int[Array, ""]
+    step: PyTree  # one int32; not annotated as such, since JAX also builds trees of this form out of other leaves
     params: PyTree
     opt_state: PyTree
 

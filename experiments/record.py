@@ -1,0 +1,37 @@
+"""Logs of experiments in results/: what was measured, by which command, on which machine and software, and when."""
+
+import datetime
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from alexnet_jax.runlog import versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Processor and number of cores that this process may use."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": names[0] if names else platform.processor(), "cores": cores}
+
+
+def save(name: str, **values: Any) -> Path:
+    """Writes results/<name>.json: `values`, and all that one needs to know about them."""
+    log = {
+        "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        **versions(),
+        **values,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{name}.json"
+    file.write_text(json.dumps(log, indent=1) + "\n")
+    print(f"written: {file}")
+    return file

@@ -1,0 +1,70 @@
+"""Strict settings for every test: what would show only on a big machine shows here."""
+
+import os
+
+# Before JAX starts: four devices out of one CPU.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from jaxtyping import install_import_hook
+
+install_import_hook("alexnet_jax", "typecheck.check")  # shapes and types of every call are checked
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from alexnet_jax import datasets, model
+
+SIZE, CROP = 40, 32
+
+# The paper's table in small: an image of 32×32 goes through it.
+TINY = (
+    model.Conv(8, 5, stride=2, padding=(0, 1), std=0.02, then=(model.relu, model.lrn, model.pool)),
+    model.Conv(8, 3, padding=1, groups=2, std=0.1, then=(model.relu, model.pool)),
+    model.Dense(16, std=0.1, then=(model.relu, model.dropout)),
+    model.Dense(3, std=0.1),
+)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A small table, as --architecture=tiny."""
+    monkeypatch.setitem(model.ARCHITECTURES, "tiny", TINY)
+    return TINY
+
+
+def picture(label: int, seed: int, size: int = SIZE) -> np.ndarray:
+    """Noise of a colour: class 0 is reddish, 1 greenish, 2 bluish."""
+    pixels = np.random.default_rng(seed).integers(0, 100, (size, size, 3), dtype=np.uint8)
+    pixels[..., label] += 120
+    return pixels
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A prepared data set of three classes: 50 training and 23 validation images of 40×40."""
+
+    def load(item):
+        split, index = item
+        return datasets.Example(picture(index % 3, 1000 * split + index), index % 3, f"{split}/{index}")
+
+    path = tmp_path_factory.mktemp("prepared") / "colors"
+    splits = {"train": [(0, i) for i in range(50)], "validation": [(1, i) for i in range(23)]}
+    datasets.write(path, ["red", "green", "blue"], splits, load, size=SIZE)
+    return path
+
+
+@pytest.fixture
+def photo_folder(tmp_path):
+    """A folder of class folders, as a user has it: two classes of ten 30×50 JPEGs."""
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(10):
+            image = Image.fromarray(picture(label, index, size=50)[:30])
+            image.save(tmp_path / "photos" / name / f"{index}.jpg")
+    return tmp_path / "photos"

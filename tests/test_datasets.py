@@ -1,0 +1,138 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from alexnet_jax import datasets, shapes
+from alexnet_jax.config import InputError
+from conftest import SIZE, picture
+
+
+def load(item):
+    split, index = item
+    return datasets.Example(picture(index % 2, 100 * split + index), index % 2, f"{split}/{index}")
+
+
+def write(path, train=10, validation=4):
+    splits = {"train": [(0, i) for i in range(train)], "validation": [(1, i) for i in range(validation)]}
+    return datasets.write(path, ["red", "green"], splits, load, size=SIZE)
+
+
+def test_any_tfds_tool_reads_it(tmp_path):
+    assert write(tmp_path / "set", train=300) == {"train": 300, "validation": 4}
+    builder = tfds.builder_from_directory(tmp_path / "set")
+    assert builder.info.features["label"].names == ["red", "green"]
+    examples = list(builder.as_data_source(split="train"))
+    assert len(examples) == builder.info.splits["train"].num_examples == 300
+    for index, example in enumerate(examples):
+        assert (example["label"], example["name"].decode()) == (index % 2, f"0/{index}")
+        # A JPEG of noise at quality 95: close, and nowhere far.
+        assert np.abs(example["image"].astype(int) - picture(index % 2, index)).mean() < 12
+
+
+def test_statistics_are_those_of_the_stored_training_images(tmp_path):
+    write(tmp_path / "set")
+    dataset = datasets.open_dataset(str(tmp_path / "set"))
+    stored = np.stack([datasets.decode(example["image"]) for example in dataset.splits["train"]]).astype(np.float64)
+    np.testing.assert_allclose(dataset.statistics.mean_image, stored.mean(0), rtol=1e-12)
+    covariance = np.cov(stored.reshape(-1, 3).T, ddof=0)
+    np.testing.assert_allclose(dataset.statistics.covariance, covariance, rtol=1e-9)
+    pca = dataset.statistics.color_pca
+    np.testing.assert_allclose(pca @ pca.T, covariance, rtol=1e-9)
+    assert np.allclose(pca.T @ pca, np.diag(np.diag(pca.T @ pca)))  # the components are orthogonal
+
+
+def test_an_existing_output_is_not_touched(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="set: already exists"):
+        write(tmp_path / "set")
+    assert os.listdir(tmp_path / "set") == ["mine.txt"]
+
+
+def test_an_output_below_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="set: cannot be written"):
+        write(tmp_path / "file" / "set")
+
+
+def test_what_fails_half_way_leaves_nothing(tmp_path):
+    def fail(item):
+        if item[1] == 7:
+            raise InputError("image 7 is bad")
+        return load(item)
+
+    with pytest.raises(InputError, match="image 7"):
+        datasets.write(tmp_path / "set", ["red", "green"], {"train": [(0, i) for i in range(9)]}, fail, size=SIZE)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_class_without_a_training_image_is_named(tmp_path):
+    splits = {"train": [(0, 0), (0, 2)], "validation": [(1, 0), (1, 1)]}
+    with pytest.raises(InputError, match="class 'green' has no readable image"):
+        datasets.write(tmp_path / "set", ["red", "green"], splits, load, size=SIZE)
+    assert os.listdir(tmp_path) == []
+
+
+FULL_DISK = """
+import resource, signal, sys
+from test_datasets import write, InputError
+from pathlib import Path
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # writing beyond fails, as on a full disk
+try:
+    write(Path(sys.argv[1]), train=400)
+except InputError as error:
+    print("InputError:", error)
+"""
+
+
+def test_a_disk_that_is_full_leaves_nothing(tmp_path):
+    path = tmp_path / "set"
+    process = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])},
+    )
+    assert f"InputError: {path}: cannot be written" in process.stdout, process.stderr
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("damage", ["statistics.npz", "dataset_info.json", "features.json"])
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path, damage):
+    write(tmp_path / "set")
+    (tmp_path / "set" / damage).unlink()
+    with pytest.raises(InputError, match="not a data set that alexnet_jax.prepare wrote"):
+        datasets.open_dataset(str(tmp_path / "set"))
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(InputError, match="--dataset=imagenot: neither a folder nor"):
+        datasets.open_dataset("imagenot")
+
+
+def test_the_builtin_data_set_is_drawn_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = datasets.builtin_shapes(train=20, validation=10)
+    dataset = datasets.open_dataset(str(path))
+    assert dataset.class_names == tuple(shapes.SHAPES)
+    assert {split: len(records) for split, records in dataset.splits.items()} == {"train": 20, "validation": 10}
+    assert dataset.size == 256
+    written = path.stat().st_mtime_ns
+    assert datasets.builtin_shapes(train=20, validation=10) == path
+    assert path.stat().st_mtime_ns == written
+
+
+def test_no_tensorflow_is_imported_by_anything():
+    code = (
+        "import pkgutil, sys, importlib, alexnet_jax\n"
+        "for module in pkgutil.iter_modules(alexnet_jax.__path__):\n"
+        "    importlib.import_module(f'alexnet_jax.{module.name}')\n"
+        "print('tensorflow' in sys.modules, importlib.util.find_spec('tensorflow'))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["False", "None"], "TensorFlow is imported, or installed"

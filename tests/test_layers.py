@@ -1,0 +1,108 @@
+"""Each operation against NumPy, float64, written from the formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import layers
+
+
+def normal(seed, *shape, scale=1.0):
+    return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def conv2d_oracle(x, kernel, stride, padding, groups):
+    x = np.pad(x.astype(np.float64), ((0, 0), padding, padding, (0, 0)))
+    window, _, per_group, features = kernel.shape
+    rows, columns = ((size - window) // stride + 1 for size in x.shape[1:3])
+    out = np.zeros((len(x), rows, columns, features))
+    for feature in range(features):
+        first = feature // (features // groups) * per_group
+        for i in range(rows):
+            for j in range(columns):
+                patch = x[:, i * stride : i * stride + window, j * stride : j * stride + window]
+                out[:, i, j, feature] = np.sum(patch[..., first : first + per_group] * kernel[..., feature], (1, 2, 3))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "groups"), [(1, (0, 0), 1), (4, (0, 3), 1), (1, (2, 2), 2), (2, (1, 0), 4)]
+)
+def test_conv2d(stride, padding, groups):
+    x, kernel = normal(0, 2, 9, 11, 8), normal(1, 3, 3, 8 // groups, 12)
+    out = layers.conv2d(jnp.array(x), jnp.array(kernel), stride=stride, padding=padding, groups=groups)
+    np.testing.assert_allclose(out, conv2d_oracle(x, kernel, stride, padding, groups), rtol=1e-5, atol=1e-5)
+
+
+def lrn_oracle(x, size, k, alpha, beta, groups):
+    x = x.astype(np.float64)
+    out = np.zeros_like(x)
+    width = x.shape[-1] // groups
+    for i in range(x.shape[-1]):
+        group = i // width
+        low, high = max(group * width, i - size // 2), min((group + 1) * width - 1, i + size // 2)
+        out[..., i] = x[..., i] / (k + alpha * np.sum(x[..., low : high + 1] ** 2, axis=-1)) ** beta
+    return out
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 300.0])
+def test_local_response_norm(groups, scale):
+    x = normal(0, 2, 3, 3, 12, scale=scale)
+    constants = {"size": 5, "k": 2.0, "alpha": 1e-4, "beta": 0.75, "groups": groups}
+    out = layers.local_response_norm(jnp.array(x), **constants)
+    np.testing.assert_allclose(out, lrn_oracle(x, **constants), rtol=1e-5, atol=1e-7 * scale)
+
+
+def test_local_response_norm_gradient():
+    x, weights = normal(0, 2, 12, scale=100), normal(1, 2, 12)
+    constants = {"size": 5, "k": 2.0, "alpha": 1e-4, "beta": 0.75, "groups": 2}
+    gradient = jax.grad(lambda x: jnp.sum(weights * layers.local_response_norm(x, **constants)))(jnp.array(x))
+    expected = np.zeros(x.shape)
+    for index in np.ndindex(x.shape):
+        step = np.zeros(x.shape)
+        step[index] = 1e-3
+        rise = lrn_oracle(x + step, **constants) - lrn_oracle(x - step, **constants)
+        expected[index] = np.sum(weights * rise) / 2e-3
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "stride", "height", "width"), [(3, 2, 13, 27), (3, 2, 14, 8), (2, 2, 9, 8)])
+def test_max_pool(window, stride, height, width):
+    x = normal(0, 2, height, width, 3)
+    rows, columns = (height - window) // stride + 1, (width - window) // stride + 1
+    out = layers.max_pool(jnp.array(x), window=window, stride=stride)
+    assert out.shape == (2, rows, columns, 3)
+    for i in range(rows):
+        for j in range(columns):
+            patch = x[:, i * stride : i * stride + window, j * stride : j * stride + window]
+            np.testing.assert_array_equal(out[:, i, j], patch.max((1, 2)))
+
+
+def test_max_pool_gradient_goes_to_the_maximum():
+    x = jnp.array(np.random.default_rng(0).permutation(25).reshape(1, 5, 5, 1), jnp.float32)
+    gradient = jax.grad(lambda x: jnp.sum(layers.max_pool(x, window=3, stride=2)))(x)
+    expected = np.zeros((5, 5))
+    for i in (0, 2):
+        for j in (0, 2):
+            patch = x[0, i : i + 3, j : j + 3, 0]
+            row, column = np.unravel_index(np.argmax(patch), (3, 3))
+            expected[i + row, j + column] += 1
+    np.testing.assert_array_equal(gradient[0, :, :, 0], expected)
+
+
+def test_dropout_zeros_without_rescaling_and_halves_at_test():
+    x = jnp.full((64, 500), 3.0)
+    train = layers.dropout(x, jax.random.key(0), rate=0.5)
+    assert set(np.unique(train)) == {0.0, 3.0}
+    assert np.mean(train == 0) == pytest.approx(0.5, abs=0.01)
+    np.testing.assert_array_equal(layers.dropout(x, None, rate=0.25), np.full((64, 500), 2.25))
+    assert np.mean(layers.dropout(x, jax.random.key(0), rate=0.25) == 0) == pytest.approx(0.25, abs=0.01)
+
+
+def test_dropout_differs_by_image_and_not_by_how_the_batch_is_cut():
+    x, keys = jnp.ones((4, 100)), jax.random.split(jax.random.key(0), 4)
+    whole = layers.dropout(x, keys)
+    assert not np.array_equal(whole[0], whole[1])
+    np.testing.assert_array_equal(whole[2:], layers.dropout(x[2:], keys[2:]))

@@ -1,0 +1,107 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import model
+from conftest import CROP, TINY
+
+
+def init(layers, size=CROP):
+    net = model.AlexNet(layers)
+    return net, net.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False)
+
+
+def test_parameters_have_the_fields_names_and_shapes():
+    net = model.AlexNet()
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))["params"]
+    assert {name: layer["kernel"].shape for name, layer in shapes.items()} == {
+        "conv1": (11, 11, 3, 96),
+        "conv2": (5, 5, 48, 256),
+        "conv3": (3, 3, 256, 384),
+        "conv4": (3, 3, 192, 384),
+        "conv5": (3, 3, 192, 256),
+        "fc6": (9216, 4096),
+        "fc7": (4096, 4096),
+        "fc8": (4096, 1000),
+    }
+    assert all(layer["bias"].shape == layer["kernel"].shape[-1:] for layer in shapes.values())
+
+
+def test_initialisation_follows_the_table():
+    _, variables = init((model.Conv(64, 11, std=0.03, bias=1.0), model.Dense(10)))
+    kernel, bias = variables["params"]["conv1"]["kernel"], variables["params"]["conv1"]["bias"]
+    assert np.std(kernel) == pytest.approx(0.03, rel=0.02)
+    assert np.mean(kernel) == pytest.approx(0, abs=0.001)
+    np.testing.assert_array_equal(bias, np.ones(64))
+    assert np.std(variables["params"]["fc2"]["kernel"]) == pytest.approx(0.01, rel=0.02)
+
+
+def test_the_network_is_its_table():
+    """The same as the operations written out by hand."""
+    net, variables = init(TINY)
+    x = 50 * jax.random.normal(jax.random.key(1), (2, CROP, CROP, 3))
+    p = variables["params"]
+    conv = jax.lax.conv_general_dilated
+    form = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    y = conv(x, p["conv1"]["kernel"], (2, 2), ((0, 1), (0, 1)), **form) + p["conv1"]["bias"][None, None, None]
+    y = model.pool(model.lrn(jax.nn.relu(y)))
+    y = conv(y, p["conv2"]["kernel"], (1, 1), "SAME", feature_group_count=2, **form) + p["conv2"]["bias"][None, None, None]
+    y = model.pool(jax.nn.relu(y)).reshape(2, -1)
+    y = 0.5 * jax.nn.relu(y @ p["fc3"]["kernel"] + p["fc3"]["bias"][None])
+    y = y @ p["fc4"]["kernel"] + p["fc4"]["bias"][None]
+    np.testing.assert_allclose(net.apply(variables, x, train=False), y, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_acts_in_training_only_and_follows_the_key():
+    net, variables = init(TINY)
+    x = 50 * jax.random.normal(jax.random.key(1), (4, CROP, CROP, 3))
+    first, again, other = (net.apply(variables, x, train=True, key=jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    test = net.apply(variables, x, train=False)
+    np.testing.assert_array_equal(test, net.apply(variables, x, train=False, key=jax.random.key(5)))
+    with pytest.raises(ValueError, match="key="):
+        net.apply(variables, x, train=True)
+
+
+def test_computes_in_bfloat16_with_float32_parameters_and_logits():
+    net, variables = init(TINY)
+    low = model.AlexNet(TINY, dtype=jnp.bfloat16)
+    x = 50 * jax.random.normal(jax.random.key(1), (4, CROP, CROP, 3))
+    logits = low.apply(variables, x, train=False)
+    assert logits.dtype == jnp.float32
+    reference = net.apply(variables, x, train=False)
+    assert 0 < np.abs(logits - reference).max() < 0.05 * np.abs(reference).max()
+
+
+def test_another_activation_is_one_expression():
+    tanh = tuple(
+        dataclasses.replace(layer, then=tuple(jnp.tanh if step is model.relu else step for step in layer.then))
+        for layer in TINY
+    )
+    net, variables = init(tanh)
+    x = 50 * jax.random.normal(jax.random.key(1), (4, CROP, CROP, 3))
+    assert not np.allclose(net.apply(variables, x, train=False), model.AlexNet(TINY).apply(variables, x, train=False))
+
+
+def test_with_classes_changes_the_last_layer_only():
+    layers = model.with_classes(model.PAPER, 7)
+    assert layers[:-1] == model.PAPER[:-1]
+    assert layers[-1] == dataclasses.replace(model.PAPER[-1], features=7)
+
+
+@pytest.mark.parametrize(
+    ("layers", "size", "message"),
+    [
+        ((model.Conv(9, 3, groups=2), model.Dense(2)), 32, "conv1: 2 groups do not divide its 3 input channels"),
+        ((model.Conv(8, 3), model.Conv(9, 3, groups=2)), 32, "conv2: 2 groups do not divide its 9 features"),
+        (model.PAPER, 30, "conv2: an image of 30×30 is too small for this table"),
+        (model.PAPER, 6, "conv1: an image of 6×6 is too small for this table"),
+    ],
+)
+def test_impossible_tables_name_the_layer(layers, size, message):
+    with pytest.raises(ValueError, match=message):
+        model.summary(layers, size)

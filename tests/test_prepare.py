@@ -1,0 +1,279 @@
+import io
+import os
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax import prepare
+from alexnet_jax.config import InputError
+from alexnet_jax.datasets import decode, open_dataset
+from conftest import picture
+
+
+def run(source, output, **options):
+    sources = tuple(map(str, source)) if isinstance(source, list) else (str(source),)
+    prepare.prepare(prepare.Options(source=sources, output=str(output), size=16, **options))
+    dataset = open_dataset(str(output))
+    names = {
+        split: [(dataset.class_names[example["label"]], example["name"].decode()) for example in records]
+        for split, records in dataset.splits.items()
+    }
+    return dataset, names
+
+
+def save(path, label=0, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(label, seed)).save(path)
+
+
+def encoded(image, format, **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+# Layouts
+
+
+def test_a_folder_of_class_folders_is_split_by_seed(photo_folder, tmp_path):
+    dataset, names = run(photo_folder, tmp_path / "out", validation_fraction=0.3)
+    assert dataset.class_names == ("cat", "dog")
+    for split, count in (("train", 7), ("validation", 3)):
+        assert [label for label, _ in names[split]] == ["cat"] * count + ["dog"] * count
+        assert all(name.startswith(label) for label, name in names[split])
+    assert len({*names["train"], *names["validation"]}) == 20
+    _, again = run(photo_folder, tmp_path / "again", validation_fraction=0.3)
+    _, other = run(photo_folder, tmp_path / "other", validation_fraction=0.3, seed=1)
+    assert names == again
+    assert names != other
+
+
+@pytest.mark.parametrize("folder", ["val", "validation", "test"])
+def test_train_and_validation_folders(tmp_path, folder):
+    for label, name in enumerate(("cat", "dog")):
+        save(tmp_path / "set" / "train" / name / "1.png", label)
+        save(tmp_path / "set" / folder / name / "2.png", label, 1)
+    _, names = run(tmp_path / "set", tmp_path / "out")
+    assert names == {
+        "train": [("cat", "train/cat/1.png"), ("dog", "train/dog/1.png")],
+        "validation": [("cat", f"{folder}/cat/2.png"), ("dog", f"{folder}/dog/2.png")],
+    }
+
+
+def test_validation_and_test_folders_stay_apart(tmp_path):
+    for split in ("train", "val", "test"):
+        for name in ("cat", "dog"):
+            save(tmp_path / "set" / split / name / "1.png")
+    _, names = run(tmp_path / "set", tmp_path / "out")
+    assert {split: len(files) for split, files in names.items()} == {"train": 2, "validation": 2, "test": 2}
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz")])
+def test_a_tar_file_gives_what_its_folder_gives(photo_folder, tmp_path, suffix, mode):
+    archive = tmp_path / f"photos{suffix}"
+    with tarfile.open(archive, mode) as tar:
+        tar.add(photo_folder, "photos")  # in a folder around it all
+    _, of_folder = run(photo_folder, tmp_path / "1")
+    dataset, of_tar = run(archive, tmp_path / "2")
+    assert {split: sorted(files) for split, files in of_tar.items()} == {
+        split: sorted(files) for split, files in of_folder.items()
+    }
+    assert dataset.class_names == ("cat", "dog")
+
+
+def test_several_tar_files_are_one_source(tmp_path):
+    archives = []
+    for number, split in enumerate(("train", "train", "test")):
+        for name in ("cat", "dog"):
+            save(tmp_path / str(number) / split / name / f"{number}.png")
+        archives.append(tmp_path / f"{number}.tar")
+        with tarfile.open(archives[-1], "w") as tar:
+            tar.add(tmp_path / str(number) / split, split)
+    _, names = run(archives, tmp_path / "out")
+    assert [name for _, name in names["train"]] == [
+        "train/cat/0.png", "train/cat/1.png", "train/dog/0.png", "train/dog/1.png"
+    ]  # fmt: skip
+    assert len(names["validation"]) == 2
+
+
+def test_what_systems_leave_behind_is_ignored(photo_folder, tmp_path, capsys):
+    for junk in (".DS_Store", "cat/Thumbs.db", "__MACOSX/cat/1.jpg", "README.txt"):
+        (photo_folder / junk).parent.mkdir(parents=True, exist_ok=True)
+        (photo_folder / junk).write_text("junk")
+    dataset, names = run(photo_folder, tmp_path / "out")
+    assert dataset.class_names == ("cat", "dog")
+    assert sum(map(len, names.values())) == 20
+    assert "ignored 1 files that are in no class folder, such as" in capsys.readouterr().out
+
+
+# Images
+
+
+def test_the_shorter_side_is_scaled_and_the_centre_kept():
+    """§2: on a ramp, so that each pixel says where it was."""
+    ramp = np.broadcast_to(np.arange(0, 256, 1, dtype=np.uint8)[None, :, None], (64, 256, 3))
+    out = prepare.upright_rgb(encoded(Image.fromarray(ramp), "PNG"), 32)
+    assert out.shape == (32, 32, 3)
+    # The central 64 columns of 256, two to one: 96.5, 98.5, …
+    np.testing.assert_allclose(out[16, 2:-2, 0], 96.5 + 2 * np.arange(2, 30), atol=1)
+
+
+def test_scaling_down_is_antialiased():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    out = prepare.upright_rgb(encoded(Image.fromarray(stripes), "PNG"), 16)
+    assert np.abs(out[:, 2:-2].astype(int) - 127).max() < 5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_undone(orientation):
+    """A picture whose red corner is upper left when seen upright, stored in all eight ways."""
+    upright = np.full((32, 32, 3), 40, np.uint8)
+    upright[:12, :12] = (230, 20, 20)
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.transpose(1, 0, 2), 6: np.rot90(upright, 1), 7: np.rot90(upright, 2).transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    out = prepare.upright_rgb(encoded(Image.fromarray(stored.copy()), "JPEG", exif=exif, quality=95), 32)
+    assert out[4, 4, 0] > 200
+    assert out[4, 27, 0] < 80
+    assert out[27, 4, 0] < 80
+    assert out[27, 27, 0] < 80
+
+
+@pytest.mark.parametrize(
+    ("image", "format", "expected"),
+    [
+        (Image.new("L", (40, 30), 90), "JPEG", (90, 90, 90)),
+        (Image.new("LA", (40, 30), (90, 0)), "PNG", (255, 255, 255)),
+        (Image.new("RGBA", (40, 30), (200, 100, 50, 255)), "PNG", (200, 100, 50)),
+        (Image.new("RGBA", (40, 30), (200, 100, 50, 0)), "PNG", (255, 255, 255)),
+        (Image.new("CMYK", (40, 30), (0, 255, 255, 0)), "JPEG", (255, 0, 0)),
+        (Image.new("I;16", (40, 30), 257 * 90), "PNG", (90, 90, 90)),
+        (Image.new("1", (40, 30), 1), "PNG", (255, 255, 255)),
+        (Image.new("RGB", (40, 30), (10, 20, 30)).quantize(4), "GIF", (10, 20, 30)),
+        (Image.new("RGB", (3, 2), (10, 20, 30)), "BMP", (10, 20, 30)),
+    ],
+    ids=["grey", "clear grey", "opaque", "clear", "cmyk", "16 bits", "1 bit", "palette", "smaller than the size"],
+)
+def test_every_kind_of_image_becomes_rgb(image, format, expected):
+    out = prepare.upright_rgb(encoded(image, format), 16)
+    assert (out.shape, out.dtype) == ((16, 16, 3), np.uint8)
+    np.testing.assert_allclose(out.reshape(-1, 3), np.broadcast_to(expected, (256, 3)), atol=3)
+
+
+# Bad input: one line, and nothing is left at the output
+
+
+def refused(message, *arguments, **options):
+    with pytest.raises(InputError, match=message) as caught:
+        run(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    assert not os.path.exists(arguments[1])
+
+
+BAD_FILES = {
+    "empty": (b"", "is empty"),
+    "no image": (b"this is no image", "is not an image of a known format"),
+    "truncated": (encoded(Image.fromarray(picture(0, 0)), "JPEG")[:-300], "is damaged"),
+    "damaged": (encoded(Image.fromarray(picture(0, 0)), "PNG")[:2000], "is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_image_stops_or_is_skipped_and_listed(photo_folder, tmp_path, capsys, kind):
+    data, message = BAD_FILES[kind]
+    (photo_folder / "cat" / "bad.jpg").write_bytes(data)
+    refused(f"cat/bad.jpg: {message}", photo_folder, tmp_path / "out")
+    _, names = run(photo_folder, tmp_path / "out", on_error="skip")
+    assert sum(map(len, names.values())) == 20
+    out = capsys.readouterr().out
+    assert "skipped 1 files:" in out
+    assert f"cat/bad.jpg: {message}" in out
+
+
+def test_a_class_folder_without_images(photo_folder, tmp_path):
+    (photo_folder / "empty").mkdir()
+    refused("class folder 'empty' of the train part has no images", photo_folder, tmp_path / "out")
+
+
+def test_a_class_of_bad_images_only(photo_folder, tmp_path):
+    (photo_folder / "bad").mkdir()
+    for index in range(5):
+        (photo_folder / "bad" / f"{index}.jpg").write_bytes(b"")
+    refused("class 'bad' has no readable image", photo_folder, tmp_path / "out", on_error="skip")
+
+
+def test_an_empty_source(tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused("empty: is empty", tmp_path / "empty", tmp_path / "out")
+
+
+def test_a_missing_source(tmp_path):
+    refused("there is no such file or folder", tmp_path / "missing", tmp_path / "out")
+
+
+def test_a_file_that_is_no_tar(tmp_path):
+    (tmp_path / "file.tar").write_text("no tar")
+    refused("file.tar: cannot be read as a folder or tar file", tmp_path / "file.tar", tmp_path / "out")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_truncated_tar(photo_folder, tmp_path, mode):
+    archive = tmp_path / "photos.tar"
+    with tarfile.open(archive, mode) as tar:
+        tar.add(photo_folder, "photos")
+    archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
+    refused("photos.tar: cannot be read", archive, tmp_path / "out")
+
+
+def test_one_class_only(tmp_path):
+    save(tmp_path / "set" / "cat" / "1.png")
+    refused("one class only, 'cat'", tmp_path / "set", tmp_path / "out")
+
+
+def test_images_without_class_folders(tmp_path):
+    save(tmp_path / "set" / "1.png")
+    refused("no class folders", tmp_path / "set", tmp_path / "out")
+
+
+def test_too_few_images_to_split(tmp_path):
+    for name in ("cat", "dog"):
+        save(tmp_path / "set" / name / "1.png")
+    refused("class 'cat' has 1 images: too few", tmp_path / "set", tmp_path / "out")
+
+
+def test_a_validation_class_that_is_not_trained(tmp_path):
+    for path in ("train/cat", "train/dog", "val/cat", "val/cow"):
+        save(tmp_path / "set" / path / "1.png")
+    refused("class 'cow' is in the validation part and not in the training part", tmp_path / "set", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_error": "ignore"}, "--on_error=ignore: must be stop or skip"),
+        ({"validation_fraction": 1.0}, "--validation_fraction=1.0: must be below 1"),
+        ({"validation_fraction": 0.0}, "--validation_fraction=0.0: must be above 0"),
+        ({"seed": -1}, "--seed=-1: must be at least 0"),
+    ],
+)
+def test_impossible_options(photo_folder, tmp_path, options, message):
+    refused(message, photo_folder, tmp_path / "out", **options)
+
+
+def test_stored_images_are_the_pictures(tmp_path):
+    for label, name in enumerate(("red", "green")):
+        for index in range(3):
+            save(tmp_path / "set" / name / f"{index}.png", label, index)
+    dataset, _ = run(tmp_path / "set", tmp_path / "out")
+    for split in dataset.splits.values():
+        for example in split:
+            name = dataset.class_names[example["label"]]
+            channel = ("red", "green").index(name)
+            assert decode(example["image"]).mean((0, 1)).argmax() == channel

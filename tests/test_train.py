@@ -1,0 +1,171 @@
+"""The loop, in this process, on a small network and data set."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import checkpoint, model, parallel, train
+from alexnet_jax.config import Config, InputError
+from alexnet_jax.datasets import open_dataset
+from alexnet_jax.input_pipeline import training_batches
+from alexnet_jax.optim import sgd
+from conftest import CROP, TINY
+
+ONE, TWO = jax.devices()[:1], jax.devices()[:2]
+
+
+@pytest.fixture
+def config(tiny, prepared):
+    return Config(architecture="tiny", dataset=str(prepared), crop_size=CROP, batch_size=16, epochs=4.0,
+                  learning_rate=0.002, learning_rate_drops=(3.0,), log_every=2)  # fmt: skip
+
+
+def metrics(workdir, split="train"):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == split]
+
+
+def losses(workdir):
+    return {line["step"]: line["loss"] for line in metrics(workdir)}
+
+
+def final_params(workdir):
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    step = checkpoints.latest_step()
+    state = parallel.replicate(
+        train.init_state(model.AlexNet(TINY), sgd(lambda step: 0.1), crop_size=CROP, seed=0), ONE
+    )
+    state = checkpoints.restore(step, state)
+    checkpoints.close()
+    return jax.device_get(state.params)
+
+
+def test_it_learns(config, tmp_path):
+    errors = train.train_and_evaluate(dataclasses.replace(config, epochs=30.0, learning_rate_drops=()), tmp_path, devices=ONE)
+    assert errors.examples == 23
+    assert errors.top1_error < 0.2
+    assert losses(tmp_path)[2] > 2 * metrics(tmp_path, "validation")[-1]["nll"]
+
+
+def test_two_devices_give_the_loss_curve_of_one(config, tmp_path):
+    for name, devices in (("one", ONE), ("two", TWO)):
+        train.train_and_evaluate(config, tmp_path / name, devices=devices)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert list(one) == list(two) == [2, 3, 4, 6, 8, 9, 10, 12]
+    np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-4)
+    for first, second in zip(*map(jax.tree.leaves, (final_params(tmp_path / "one"), final_params(tmp_path / "two")))):
+        np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [3, 5, 8])
+def test_a_continued_run_is_bit_for_bit_the_run_that_was_not_stopped(config, tmp_path, monkeypatch, stop_at):
+    config = dataclasses.replace(config, checkpoint_every=2)
+    train.train_and_evaluate(config, tmp_path / "whole", devices=ONE)
+
+    batches = train.input_pipeline.training_batches
+
+    def stopping(dataset, **arguments):
+        for number, batch in enumerate(batches(dataset, **arguments)):
+            if number == stop_at:
+                raise Stopped
+            yield batch
+
+    monkeypatch.setattr(train.input_pipeline, "training_batches", stopping)
+    with pytest.raises(Stopped):
+        train.train_and_evaluate(config, tmp_path / "stopped", devices=ONE)
+    monkeypatch.undo()
+    monkeypatch.setitem(model.ARCHITECTURES, "tiny", TINY)
+    train.train_and_evaluate(config, tmp_path / "stopped", devices=ONE)
+
+    assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
+    whole, stopped = final_params(tmp_path / "whole"), final_params(tmp_path / "stopped")
+    jax.tree.map(np.testing.assert_array_equal, whole, stopped)
+
+
+def test_lines_evaluations_and_checkpoints_come_when_they_should(config, tmp_path):
+    config = dataclasses.replace(config, log_every=5, evaluate_every=4, checkpoint_every=7)
+    train.train_and_evaluate(config, tmp_path, devices=ONE)
+    assert [line["step"] for line in metrics(tmp_path)] == [5, 7, 10, 12]
+    assert [line["step"] for line in metrics(tmp_path, "validation")] == [4, 8, 12]
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [7, 12]
+    assert [line["epoch"] for line in metrics(tmp_path)] == [step * 16 / 50 for step in (5, 7, 10, 12)]
+    rates = [line["learning_rate"] for line in metrics(tmp_path)]
+    np.testing.assert_allclose(rates, [0.002, 0.002, 0.0002, 0.0002])  # drops after 3 epochs: 9 steps of 16
+
+
+def test_a_step_compiles_once_and_donates_its_state(prepared):
+    dataset = open_dataset(str(prepared))
+    net, optimizer = model.AlexNet(TINY), sgd(0.001)
+    statistics = dataset.statistics
+    step = parallel.pmap_step(
+        train.make_train_step(
+            net, optimizer, jax.numpy.asarray(statistics.mean_image, "float32"),
+            jax.numpy.asarray(statistics.color_pca, "float32"), crop_size=CROP, color_scale=0.1, seed=0,
+        ),
+        TWO,
+        donate_state=True,
+    )  # fmt: skip
+    state = first = parallel.replicate(train.init_state(net, optimizer, crop_size=CROP, seed=0), TWO)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    counts = []
+    for batch in training_batches(dataset, batch_size=16, seed=0, steps=range(4)):
+        before = len(compiled)
+        state, _ = step(state, parallel.shard(batch, TWO))
+        counts.append(len(compiled) - before)
+    assert counts[0] >= 1
+    assert counts[1:] == [0, 0, 0]
+    assert first.params["conv1"]["kernel"].is_deleted()
+    assert int(state.step) == 4
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+    with pytest.raises(InputError, match="the loss is not finite at step"):
+        train.train_and_evaluate(dataclasses.replace(config, learning_rate=1e30), tmp_path, devices=ONE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices", "message"),
+    [
+        ({"batch_size": 15}, TWO, "--batch_size=15: the 2 devices do not divide it"),
+        ({"batch_size": 64}, ONE, "--batch_size=64: more than the 50 training images"),
+        ({"crop_size": 41}, ONE, "--crop_size=41: the images of .* have 40 pixels"),
+        ({"crop_size": 8}, ONE, "--architecture=tiny --crop_size=8: conv2: an image of 8×8 is too small"),
+        ({"num_classes": 2}, ONE, "--num_classes=2: .* has 3 classes"),
+        ({"architecture": "vgg"}, ONE, "--architecture=vgg: unknown"),
+        ({"dataset": "nowhere"}, ONE, "--dataset=nowhere: neither"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_starts(config, tmp_path, changes, devices, message):
+    with pytest.raises(InputError, match=message):
+        train.train_and_evaluate(dataclasses.replace(config, **changes), tmp_path / "run", devices=devices)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_config_in_the_same_workdir_is_refused_and_the_fields_named(config, tmp_path):
+    checkpoint.claim_workdir(tmp_path, config, {})
+    checkpoint.claim_workdir(tmp_path, config, {"versions": "of another day"})
+    other = dataclasses.replace(config, seed=7, learning_rate_drops=())
+    message = r"learning_rate_drops was \[3.0\], is \[\]; seed was 0, is 7"
+    with pytest.raises(InputError, match=message):
+        checkpoint.claim_workdir(tmp_path, other, {})
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"config": 3}'])
+def test_a_damaged_config_is_refused(config, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match="cannot be used"):
+        checkpoint.claim_workdir(tmp_path, config, {})
+
+
+def test_more_outputs_than_classes(config, tmp_path):
+    train.train_and_evaluate(dataclasses.replace(config, num_classes=7, epochs=0.5), tmp_path, devices=ONE)
