@@ -1,11 +1,11 @@
 """The AlexNet of 2012 in JAX: https://papers.nips.cc/paper/4824, section by section.
 
-  model    §3    the architectures as tables of layers, AlexNet, summary
-  layers   §3    the operations
-  augment  §4.1  crops, reflections, PCA colour, ten views
-  optim    §5    the update rule and the learning-rate schedule
-  train    §5    the training step and the loop
-  evaluate §6    exact errors
+model    §3    the architectures as tables of layers, AlexNet, summary
+layers   §3    the operations
+augment  §4.1  crops, reflections, PCA colour, ten views
+optim    §5    the update rule and the learning-rate schedule
+train    §5    the training step and the loop
+evaluate §6    exact errors
 """
 
 from alexnet_jax import augment, layers, optim

@@ -15,9 +15,9 @@ class Checkpoints:
     """The checkpoints of one run, by step, in `folder`; saved in the background, the last two kept."""
 
     def __init__(self, folder: Path):
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-        )
+        # What a kill left half-written is removed at the next start.
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, step: int, state: PyTree) -> None:
         """Starts saving; `state` may be overwritten as soon as this returns."""

@@ -64,7 +64,7 @@ def _text(value: Any) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags, calls `main`, exits: 0; 2 after one line on bad input; 130 after Ctrl-C."""
+    """Parses the flags, calls `main`, exits: 0; 2 after one line on bad input or a full disk; 130 after Ctrl-C."""
 
     def parse(arguments: list[str]) -> list[str]:
         try:
@@ -73,15 +73,17 @@ def run(main: Callable[[], None]) -> None:
             _fail(str(error))
         if rest[1:]:
             _fail(f"{rest[1]}: not a flag; flags are written --name=value")
+        if flags.FLAGS["verbosity"].using_default_value:
+            flags.FLAGS.verbosity = logging.WARNING  # at INFO orbax tells each of its steps
         return rest
 
     def guarded(_: list[str]) -> int:
-        if flags.FLAGS["verbosity"].using_default_value:
-            logging.set_verbosity(logging.WARNING)  # orbax tells each of its steps at INFO
         try:
             main()
         except InputError as error:
             _fail(str(error))
+        except OSError as error:  # a full disk, a folder that has gone
+            _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
         except KeyboardInterrupt:
             return INTERRUPTED
         return 0

@@ -42,11 +42,10 @@ def save_curves(metrics: list[dict[str, Any]], file: Path) -> None:
     _save(figure, file)
 
 
-def save_kernels(kernel: Float[np.ndarray, "window window 3 features"], file: Path, *, rows: int = 6) -> None:
-    """The first layer's kernels as the paper's Figure 3 shows them: in rows, all on one scale, zero as grey."""
+def save_kernels(kernel: Float[np.ndarray, "window window 3 features"], file: Path, *, columns: int = 16) -> None:
+    """The first layer's kernels as the paper's Figure 3 shows them: 16 a row, all on one scale, zero as grey."""
     window, features = kernel.shape[0], kernel.shape[-1]
-    rows = min(rows, features)
-    columns = -(-features // rows)
+    rows = -(-features // columns)
     scaled = 0.5 + 0.5 * kernel / max(float(np.abs(kernel).max()), 1e-12)
     sheet = np.ones((rows * (window + 1) - 1, columns * (window + 1) - 1, 3))
     for index in range(features):

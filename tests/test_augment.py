@@ -71,9 +71,7 @@ def test_ten_views_are_four_corners_the_centre_and_their_reflections():
 def test_training_views_subtract_each_pixels_own_mean():
     mean = places(40, 40)[0]
     images = jnp.broadcast_to(mean, (4, 40, 40, 3)).astype(jnp.uint8)
-    views = augment.training_views(
-        jax.random.key(0), images, mean, jnp.eye(3), size=32, color_scale=0.0
-    )
+    views = augment.training_views(jax.random.key(0), images, mean, jnp.eye(3), size=32, color_scale=0.0)
     np.testing.assert_array_equal(views, np.zeros((4, 32, 32, 3)))
 
 

@@ -48,7 +48,10 @@ def test_the_network_is_its_table():
     form = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
     y = conv(x, p["conv1"]["kernel"], (2, 2), ((0, 1), (0, 1)), **form) + p["conv1"]["bias"][None, None, None]
     y = model.pool(model.lrn(jax.nn.relu(y)))
-    y = conv(y, p["conv2"]["kernel"], (1, 1), "SAME", feature_group_count=2, **form) + p["conv2"]["bias"][None, None, None]
+    y = (
+        conv(y, p["conv2"]["kernel"], (1, 1), "SAME", feature_group_count=2, **form)
+        + p["conv2"]["bias"][None, None, None]
+    )
     y = model.pool(jax.nn.relu(y)).reshape(2, -1)
     y = 0.5 * jax.nn.relu(y @ p["fc3"]["kernel"] + p["fc3"]["bias"][None])
     y = y @ p["fc4"]["kernel"] + p["fc4"]["bias"][None]

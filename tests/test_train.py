@@ -44,7 +44,9 @@ def final_params(workdir):
 
 
 def test_it_learns(config, tmp_path):
-    errors = train.train_and_evaluate(dataclasses.replace(config, epochs=30.0, learning_rate_drops=()), tmp_path, devices=ONE)
+    errors = train.train_and_evaluate(
+        dataclasses.replace(config, epochs=30.0, learning_rate_drops=()), tmp_path, devices=ONE
+    )
     assert errors.examples == 23
     assert errors.top1_error < 0.2
     assert losses(tmp_path)[2] > 2 * metrics(tmp_path, "validation")[-1]["nll"]

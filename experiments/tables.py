@@ -1,0 +1,94 @@
+"""Writes the tables of README.md and experiments/README.md from the logs in results/.
+
+python experiments/tables.py            writes them
+python experiments/tables.py --check    says whether they differ from the logs
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
+
+
+def log(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
+
+
+def where(values: dict[str, Any]) -> str:
+    machine = values["machine"]
+    return f"{machine['cores']} cores of an {machine['processor']}, jax {values['versions']['jax']}, {values['date']}"
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def first_runs() -> str:
+    rows = []
+    for run, data in (("shapes", "built-in, ten classes"), ("photos", "4,000 photographs, ten classes")):
+        values = log(f"first_runs_{run}")
+        result, minutes = values["result"], values["wall_seconds"]["train"] / 60
+        rows.append(
+            [
+                f"`{' '.join(['--dataset=…'] * (run == 'photos') + values['flags'][1:]) or '(no flags)'}`",
+                data,
+                f"{100 * result['top1_error']:.1f} %",
+                f"{minutes:.1f} min",
+                f"{result['images_per_second']:.0f}",
+            ]
+        )
+    note = f"Chance is 90 %. Seed 0, {where(log('first_runs_photos'))}."
+    header = ["flags", "data", "top-1 error, validation", "from start to end", "images/s"]
+    return f"{table(header, rows)}\n\n{note}"
+
+
+def paper_steps() -> str:
+    values = log("first_runs_paper")
+    losses = {int(step): loss for step, loss in values["loss_by_step"].items()}
+    last = max(losses)
+    shown = [step for step in (1, 2, 3, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 400) if step < last] + [last]
+    rows = [["step", *shown], ["loss, nats", *(f"{losses[step]:.3f}" for step in shown)]]
+    note = (
+        f"Batch {values['config']['batch_size']}, rate {values['config']['learning_rate']}, "
+        f"{values['result']['images_per_second']:.1f} images/s (median) on {where(values)}; "
+        f"validation top-1 error at the end {100 * values['result']['top1_error']:.1f} %."
+    )
+    return f"{table([str(cell) for cell in rows[0]], [rows[1]])}\n\n{note}"
+
+
+def jpeg_decoders() -> str:
+    values = log("jpeg_decoders")
+    rows = [[name, values["decoder_versions"][name], f"{rate:,}"] for name, rate in values["images_per_second"].items()]
+    note = f"{values['images']} images of {values['mean_bytes'] / 1000:.0f} kB, one core; {where(values)}."
+    return f"{table(['library', 'version', 'images/s'], rows)}\n\n{note}"
+
+
+TABLES = {"first_runs": first_runs, "paper_steps": paper_steps, "jpeg_decoders": jpeg_decoders}
+
+
+def rendered(text: str) -> str:
+    """The page with each `<!-- table: name -->` … `<!-- end -->` filled in."""
+    return re.sub(
+        r"<!-- table: (\w+) -->.*?<!-- end -->",
+        lambda match: f"<!-- table: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def main() -> None:
+    stale = [page for page in PAGES if rendered(page.read_text()) != page.read_text()]
+    if "--check" in sys.argv:
+        sys.exit(f"differs from the logs: {', '.join(map(str, stale))}" if stale else 0)
+    for page in stale:
+        page.write_text(rendered(page.read_text()))
+        print(f"written: {page}")
+
+
+if __name__ == "__main__":
+    main()
