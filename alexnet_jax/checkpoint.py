@@ -1,6 +1,8 @@
 """Checkpoints by orbax: save, restore, and which run a folder belongs to."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ class Checkpoints:
     def __init__(self, folder: Path):
         # What a kill left half-written is removed at the next start.
         options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, cleanup_tmp_directories=True)
+        self._folder = folder
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, step: int, state: PyTree) -> None:
-        """Starts saving; `state` may be overwritten as soon as this returns."""
-        self._manager.save(step, args=ocp.args.StandardSave(state))
+        """Starts saving; `state` may be overwritten as soon as this returns. Raises InputError where it cannot."""
+        with _named_errors(self._folder):
+            self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint."""
@@ -32,31 +36,43 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
-    def wait(self) -> None:
-        """Until everything is on disk."""
-        self._manager.wait_until_finished()
-
     def close(self) -> None:
-        self._manager.close()
+        """Waits until what is being saved is on disk. Raises InputError where it could not be written."""
+        with _named_errors(self._folder):
+            self._manager.close()
 
 
-def claim_workdir(workdir: Path, config: Config, origin: dict[str, Any]) -> None:
+@contextlib.contextmanager
+def _named_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of many types: a full disk is a ValueError of TensorStore
+        reason = str(error).split("\n")[0][:300]
+        raise InputError(f"{folder}: the checkpoint cannot be written ({reason})") from error
+
+
+def claim_workdir(workdir: Path, config: Config, fingerprint: str, software: dict[str, Any]) -> None:
     """Writes config.json into a new run's folder; in an existing one, checks that the run is the same.
 
-    Raises InputError where the folder cannot be used, or holds a run with another config: it names the fields.
+    The same means: all fields of the config, but that the data set may lie elsewhere as long as its `fingerprint` is
+    the same. Raises InputError where the folder cannot be used, or holds another run: it names the fields.
     """
     file = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps({"config": config.to_json(), **origin}, indent=2) + "\n")
-            partial.rename(file)
+            write_whole(
+                file, json.dumps({"config": config.to_json(), "data": fingerprint, **software}, indent=2) + "\n"
+            )
             return
-        before = dict(json.loads(file.read_text())["config"])
+        saved = json.loads(file.read_text())
+        before, now = dict(saved["config"]), config.to_json()
+        if saved["data"] == fingerprint:
+            before["dataset"] = now["dataset"]
+        elif before["dataset"] == now["dataset"]:
+            before["dataset"], now["dataset"] = f"{now['dataset']} with other images", now["dataset"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--workdir={workdir}: cannot be used ({error})") from error
-    now = config.to_json()
     differing = [
         f"{name} was {before.get(name, 'unset')}, is {now.get(name, 'unset')}"
         for name in sorted({*before, *now})
@@ -67,3 +83,10 @@ def claim_workdir(workdir: Path, config: Config, origin: dict[str, Any]) -> None
             f"--workdir={workdir}: holds a run with other settings ({'; '.join(differing)}); "
             "give the old settings or another folder"
         )
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old one or the new one, never half of it."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text)
+    partial.replace(file)

@@ -1,6 +1,7 @@
 """What the commands share: flags made from a dataclass, and errors of one line."""
 
 import dataclasses
+import signal
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -63,18 +64,26 @@ def _text(value: Any) -> str:
     return (",".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "none"
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags, calls `main`, exits: 0; 2 after one line on bad input or a full disk; 130 after Ctrl-C."""
+def run(main: Callable[[], None], doc: str) -> None:
+    """Parses the flags (--help shows `doc`), calls `main`, and exits.
+
+    Exit codes: 0; 2 after one line on bad input or a full disk; 130 after Ctrl-C or `kill`.
+    """
+    sys.modules["__main__"].__doc__ = doc
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def parse(arguments: list[str]) -> list[str]:
         try:
             rest = flags.FLAGS(arguments)
         except flags.Error as error:
             _fail(str(error))
+        except SystemExit:  # --help, which absl counts as a failure
+            sys.exit(0)
         if rest[1:]:
             _fail(f"{rest[1]}: not a flag; flags are written --name=value")
         if flags.FLAGS["verbosity"].using_default_value:
-            flags.FLAGS.verbosity = logging.WARNING  # at INFO orbax tells each of its steps
+            # At INFO orbax tells each of its steps.
+            flags.FLAGS.verbosity = logging.WARNING  # type: ignore[assignment]
         return rest
 
     def guarded(_: list[str]) -> int:

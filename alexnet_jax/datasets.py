@@ -6,6 +6,7 @@ A prepared data set is a folder of TFDS's own files (any TFDS tool reads them) a
 
 import dataclasses
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -104,7 +105,7 @@ def write(
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({error.strerror})") from error
     try:
-        counts = _write_splits(partial, output.name, class_names, splits, load, size)
+        counts = _write_splits(partial, class_names, splits, load, size)
         os.chmod(partial, 0o755)
         os.rename(partial, output)
     except OSError as error:
@@ -118,7 +119,7 @@ def write(
     return counts
 
 
-def _write_splits(partial: Path, name: str, class_names: Sequence[str], splits: Mapping[str, Iterable[Any]],
+def _write_splits(partial: Path, class_names: Sequence[str], splits: Mapping[str, Iterable[Any]],
                   load: Callable[[Any], Example | None], size: int) -> dict[str, int]:  # fmt: skip
     features = {
         "image": tfds.features.Image(shape=(size, size, 3), encoding_format="jpeg"),
@@ -126,7 +127,7 @@ def _write_splits(partial: Path, name: str, class_names: Sequence[str], splits: 
         "name": tfds.features.Text(),
     }
     identity = dataset_info.DatasetIdentity(
-        name=tfds.core.naming.camelcase_to_snakecase(name) if name.isidentifier() else "images",
+        name="images",
         version=tfds.core.Version("1.0.0"),
         data_dir=str(partial),
         module_name=__name__,
@@ -192,6 +193,13 @@ class Dataset:
     splits: Mapping[str, Sequence[Mapping[str, Any]]]
     statistics: Statistics
 
+    def fingerprint(self) -> str:
+        """Short text that differs where the classes, the numbers of images or the training images differ."""
+        counts = {split: len(records) for split, records in self.splits.items()}
+        digest = hashlib.sha256(repr((self.class_names, self.size, counts)).encode())
+        digest.update(self.statistics.mean_image.tobytes() + self.statistics.covariance.tobytes())
+        return digest.hexdigest()[:16]
+
 
 def open_dataset(name: str) -> Dataset:
     """Opens the prepared data set at a path, or the built-in one ('shapes'), which is drawn where it is missing.
@@ -217,15 +225,18 @@ def open_dataset(name: str) -> Dataset:
         return Dataset(path, tuple(label.names), image.shape[0], splits, statistics)
     except Exception as error:  # TFDS raises many types for a damaged folder
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"--dataset={name}: not a data set that alexnet_jax.prepare wrote ({reason})") from error
+        raise InputError(
+            f"--dataset={name}: {path} is not a data set that alexnet_jax.prepare wrote ({reason})"
+        ) from error
 
 
 def builtin_shapes(train: int = 4000, validation: int = 500) -> Path:
     """The folder of the built-in data set (see shapes.py), drawn at the first call into the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "alexnet_jax" / f"shapes-{train}-{validation}"
+    path = cache / "alexnet_jax" / f"shapes{shapes.VERSION}-{train}-{validation}"
     if path.is_dir():
         return path
+    print(f"drawing the built-in data set, {train + validation:,} pictures, once: {path}", flush=True)
     names = tuple(shapes.SHAPES)
 
     def load(item: tuple[int, int]) -> Example:

@@ -4,12 +4,9 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float
-
-matplotlib.use("Agg")  # files only: no display needed
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 BLUE, ORANGE = "#1f5fa8", "#d9631e"
 
@@ -18,7 +15,8 @@ def save_curves(metrics: list[dict[str, Any]], file: Path) -> None:
     """Learning curves from the lines of a metrics.jsonl: loss and top-1 error by epoch, training and validation."""
     train = [line for line in metrics if line["split"] == "train"]
     validation = [line for line in metrics if line["split"] == "validation"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for axes, train_key, validation_key, factor in (
         (left, "loss", "nll", 1),
         (right, "top1_error", "top1_error", 100),
@@ -51,14 +49,14 @@ def save_kernels(kernel: Float[np.ndarray, "window window 3 features"], file: Pa
     for index in range(features):
         top, left = (window + 1) * np.array(divmod(index, columns))
         sheet[top : top + window, left : left + window] = scaled[..., index]
-    figure, axes = plt.subplots(figsize=(columns * 0.55, rows * 0.55 + 0.4), layout="constrained")
+    figure = Figure(figsize=(columns * 0.55, rows * 0.55 + 0.4), layout="constrained")
+    axes = figure.subplots()
     axes.imshow(sheet, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(f"{features} kernels of {window}×{window}×3, first layer", fontsize=9)
     _save(figure, file)
 
 
-def _save(figure: matplotlib.figure.Figure, file: Path) -> None:
+def _save(figure: Figure, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
-    plt.close(figure)

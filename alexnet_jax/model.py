@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,10 +51,7 @@ class Dense:
     then: tuple[Callable, ...] = ()
 
     def kernel_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        inputs = 1
-        for size in input_shape[1:]:
-            inputs *= size
-        return (inputs, self.features)
+        return (math.prod(input_shape[1:]), self.features)
 
     def __call__(self, x: Array, kernel: Array) -> Array:
         return x.reshape(len(x), -1) @ kernel
@@ -162,6 +160,14 @@ def _fold_in(keys: Array | None, number: int) -> Array | None:
     return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
+def activations(net: AlexNet, variables: Any, images: Float[Array, "n height width 3"]) -> dict[str, Array]:
+    """The output of each layer after its last step, by name, in test mode."""
+    _, state = net.apply(
+        variables, images, train=False, capture_intermediates=lambda module, _: isinstance(module, _Layer)
+    )
+    return {name: state["intermediates"][name]["__call__"][0] for name in named(net.layers)}
+
+
 class LayerSummary(NamedTuple):
     """One row of `summary`. neurons: outputs of the layer before pooling, as §3.5 counts them."""
 
@@ -191,12 +197,13 @@ def summary(layers: Layers, image_size: int = 224) -> list[LayerSummary]:
             shape = out
             for step in layer.then:
                 shape = _shape(functools.partial(step, key=None) if _is_random(step) else step, shape)
-        except (TypeError, ValueError):
-            shape = (0,)
+        except (TypeError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            raise ValueError(f"{name}: does not fit an image of {image_size}×{image_size} ({reason})") from error
         if 0 in shape:
             raise ValueError(f"{name}: an image of {image_size}×{image_size} is too small for this table")
-        weights = functools.reduce(int.__mul__, kernel)
-        positions = functools.reduce(int.__mul__, out[1:-1], 1)
+        weights = math.prod(kernel)
+        positions = math.prod(out[1:-1])
         rows.append(LayerSummary(name, shape[1:], positions * out[-1], weights + layer.features, weights * positions))
     return rows
 

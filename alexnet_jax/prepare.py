@@ -10,6 +10,9 @@ import contextlib
 import dataclasses
 import functools
 import io
+import lzma
+import os
+import shlex
 import sys
 import tarfile
 import zlib
@@ -24,7 +27,13 @@ from tqdm import tqdm
 from alexnet_jax import command, datasets
 from alexnet_jax.config import InputError, check_bounds, option
 
-SPLIT_NAMES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+SPLIT_NAMES = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
 # What operating systems leave in folders.
 IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
 
@@ -51,7 +60,7 @@ class Options:
 
 
 class File(NamedTuple):
-    """One file of a source. parts: its path below the source's root; read: None for an empty folder."""
+    """One file or folder of a source. parts: its path below the source's root; read: None for a folder."""
 
     path: str
     parts: tuple[str, ...]
@@ -59,55 +68,67 @@ class File(NamedTuple):
 
 
 def list_files(source: str, open_archives: contextlib.ExitStack) -> list[File]:
-    """The files (and empty folders) of a folder or a tar file, which stays open to be read.
+    """The files and folders in a folder or a tar file, which stays open to be read.
 
     Raises InputError where it cannot be read.
     """
     path = Path(source).expanduser()
     try:
         if path.is_dir():
-            files = [_of_folder(path, file) for file in sorted(path.rglob("*")) if file.is_file() or _is_empty(file)]
+            files = list(_walk_folder(path))
         elif path.exists():
-            archive = open_archives.enter_context(tarfile.open(path))
-            files = [_of_tar(path, archive, member) for member in archive if member.isfile() or member.isdir()]
+            archive = open_archives.enter_context(tarfile.open(path))  # noqa: SIM115
+            files = [_of_tar(path, archive, member) for member in archive]
         else:
             raise InputError(f"--source={source}: there is no such file or folder")
-    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        reason = str(error).splitlines()[0].rstrip(":")
+    except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
         raise InputError(f"--source={source}: cannot be read as a folder or tar file ({reason})") from error
-    files = [file for file in files if not any(p.startswith(".") or p.lower() in IGNORED for p in file.parts)]
+    files = [f for f in files if f.parts and not any(p.startswith(".") or p.lower() in IGNORED for p in f.parts)]
     if not any(file.read for file in files):
         raise InputError(f"--source={source}: is empty")
-    # A folder around it all, as archives have it, is no class.
-    while _shared(files) and _shared(files) not in SPLIT_NAMES and min(len(f.parts) for f in files if f.read) > 2:
-        files = [file._replace(parts=file.parts[1:]) for file in files if len(file.parts) > 1]
-    return files
+    return _unwrapped(files)
 
 
-def _of_folder(root: Path, file: Path) -> File:
-    return File(str(file), file.relative_to(root).parts, file.read_bytes if file.is_file() else None)
+def _walk_folder(root: Path) -> Iterator[File]:
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
+            file = Path(folder, name)
+            yield File(_text(file), tuple(map(_text, file.relative_to(root).parts)), file.read_bytes)
+        yield File(_text(folder), tuple(map(_text, Path(folder).relative_to(root).parts)), None)
 
 
 def _of_tar(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> File:
-    parts = tuple(part for part in PurePosixPath(member.name).parts if part not in ("/", ".", ".."))
-    read = functools.partial(_read_member, archive, member) if member.isfile() else None
-    return File(f"{path}:{member.name}", parts, read)
+    parts = tuple(_text(part) for part in PurePosixPath(member.name).parts if part not in ("/", ".", ".."))
+    read = None if member.isdir() else functools.partial(_read_member, archive, member)
+    return File(f"{path}:{_text(member.name)}", parts, read)
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    assert file is not None, "only regular files are listed"
+    try:
+        file = archive.extractfile(member)
+    except KeyError as error:
+        raise OSError("a link to nothing in the archive") from error
+    if file is None:
+        raise OSError("neither a file nor a folder")
     return file.read()
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def _text(name: str | Path) -> str:
+    """A file's name, which may be any bytes, as text that can be stored and printed."""
+    return str(name).encode(errors="replace").decode()
 
 
-def _shared(files: list[File]) -> str | None:
-    """The folder that everything lies in."""
-    first = {file.parts[0] for file in files if file.parts}
-    return first.pop() if len(first) == 1 else None
+def _unwrapped(files: list[File]) -> list[File]:
+    """Without the folders around it all, as archives have them: one folder that holds classes or train/ is no class."""
+    while True:
+        first = {file.parts[0] for file in files if len(file.parts) > 1}
+        second = {file.parts[1] for file in files if len(file.parts) > 2}
+        inner = len(second) > 1 or {name.lower() for name in second} & set(SPLIT_NAMES)
+        if len(first) != 1 or {name.lower() for name in first} & set(SPLIT_NAMES) or not inner:
+            return files
+        files = [file._replace(parts=file.parts[1:]) for file in files if len(file.parts) > 1]
 
 
 class Source(NamedTuple):
@@ -123,20 +144,20 @@ def sort_files(files: list[File], *, validation_fraction: float, seed: int) -> S
     Without a validation part, `validation_fraction` of each class (at least one image) is drawn from the training
     part; the draw depends on the seed and the files' names only. Raises InputError naming a class that is amiss.
     """
-    split_folders = {file.parts[0] for file in files} & set(SPLIT_NAMES)
+    folders = {file.parts[0] for file in files if len(file.parts) > 1}
+    has_splits = any(name.lower() in SPLIT_NAMES for name in folders)
     by_split: dict[str, dict[str, list[File]]] = {}
     outside = []
     for file in files:
-        split, *below = file.parts if split_folders else ("train", *file.parts)
-        if split not in SPLIT_NAMES or len(below) < (2 if file.read else 1):
+        split, *below = file.parts if has_splits else ("train", *file.parts)
+        if split.lower() not in SPLIT_NAMES and file.read and below:
+            raise InputError(f"{file.path}: beside train/ there may only be val/, valid/, validation/ or test/")
+        if split.lower() not in SPLIT_NAMES or len(below) < (2 if file.read else 1):
             outside.append(file)
             continue
-        of_class = by_split.setdefault(SPLIT_NAMES[split], {}).setdefault(below[0], [])
+        of_class = by_split.setdefault(SPLIT_NAMES[split.lower()], {}).setdefault(below[0], [])
         if file.read:
             of_class.append(file)
-    if any(file.read for file in outside):
-        names = [file.path for file in outside if file.read]
-        print(f"ignored {len(names)} files that are in no class folder, such as {names[0]}")
     if "train" not in by_split:
         raise InputError(f"no class folders of training images beside {files[0].path}")
     if "validation" not in by_split and "test" in by_split:
@@ -153,14 +174,12 @@ def sort_files(files: list[File], *, validation_fraction: float, seed: int) -> S
                 raise InputError(f"class folder '{name}' of the {split} part has no images")
     if "validation" not in by_split:
         by_split["validation"] = _draw_validation(by_split["train"], validation_fraction, seed)
-    return Source(
-        class_names,
-        {
-            split: [(file, label) for label, name in enumerate(class_names) for file in by_split[split].get(name, [])]
-            for split in ("train", "validation", "test")
-            if split in by_split
-        },
-    )
+    splits = {}
+    for split in ("train", "validation", "test"):
+        labels = {file: class_names.index(name) for name, of in by_split.get(split, {}).items() for file in of}
+        # In the source's own order: a compressed tar can only be read forward.
+        splits[split] = [(file, labels[file]) for file in files if file in labels]
+    return Source(class_names, {split: items for split, items in splits.items() if items})
 
 
 def _draw_validation(train: dict[str, list[File]], fraction: float, seed: int) -> dict[str, list[File]]:
@@ -204,6 +223,8 @@ def upright_rgb(data: bytes, size: int) -> datasets.Pixels:
 
 def prepare(options: Options) -> None:
     """Writes the data set. Raises InputError; then nothing is left at the output."""
+    if Path(options.output).expanduser().exists():  # known before the source is listed
+        raise InputError(f"--output={options.output}: already exists; choose another output or delete it")
     with contextlib.ExitStack() as open_archives:
         _prepare(options, [file for source in options.source for file in list_files(source, open_archives)])
 
@@ -213,12 +234,12 @@ def _prepare(options: Options, files: list[File]) -> None:
     skipped: list[str] = []
 
     def read(items: list[tuple[File, int]]) -> Iterator[tuple[File, int, bytes | Exception]]:
-        # In the order of the archive and in one thread: a compressed tar cannot be read otherwise.
+        # In one thread: an open tar file has one place that it reads at.
         for file, label in items:
             assert file.read is not None
             try:
                 yield file, label, file.read()
-            except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+            except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
                 yield file, label, error
 
     def load(item: tuple[File, int, bytes | Exception]) -> datasets.Example | None:
@@ -254,12 +275,13 @@ def _prepare(options: Options, files: list[File]) -> None:
     )
     if skipped:
         print(f"skipped {len(skipped)} files:", *sorted(skipped), sep="\n  ")
-    print(f"train with: python -m alexnet_jax.main --workdir=DIR --dataset={options.output}")
+    output = shlex.quote(str(Path(options.output).expanduser().absolute()))
+    print(f"train with: python -m alexnet_jax.main --workdir=DIR --dataset={output}")
 
 
 def main() -> None:
     command.define_flags(Options)
-    command.run(lambda: prepare(Options(**command.given_flags(Options))))
+    command.run(lambda: prepare(Options(**command.given_flags(Options))), __doc__)
 
 
 if __name__ == "__main__":

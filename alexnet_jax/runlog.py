@@ -13,6 +13,7 @@ from typing import Any
 import tensorboardX
 from tqdm import tqdm
 
+from alexnet_jax.checkpoint import write_whole
 from alexnet_jax.evaluate import Errors
 
 _PROGRESS = "step {n_fmt}/{total_fmt} |{bar:20}| {desc} | {remaining} left"
@@ -33,7 +34,7 @@ class RunLog:
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
         kept = [line for line in read_metrics(self.file) if line["step"] <= first_step]
-        self.file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_whole(self.file, "".join(json.dumps(line) + "\n" for line in kept))
         self._tensorboard = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
         )
@@ -60,7 +61,8 @@ class RunLog:
         rate = self._batch_size * (step - since) / seconds if step > since else None
         speed = f" | {rate:.1f} images/s" if rate else ""
         self._bar.set_description_str(
-            f"epoch {step / self._steps_per_epoch:.2f} | loss {loss:.3f} | top-1 error {top1_error:.1%}{speed}"
+            f"epoch {step / self._steps_per_epoch:.2f} | loss {loss:.3f} | top-1 error {top1_error:.1%}{speed}",
+            refresh=False,
         )
         self._write(
             step, "train", loss=loss, top1_error=top1_error, learning_rate=learning_rate, images_per_second=rate
@@ -111,9 +113,15 @@ def versions() -> dict[str, Any]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
             found[name] = "not installed"
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    return {"versions": found, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The package's commit, with "-dirty" where files were changed since; None where it is no checkout of its own."""
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        commit = None
-    return {"versions": found, "commit": commit}
+        return None

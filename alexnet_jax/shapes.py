@@ -11,6 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
+# Of the pictures: another number where a change here changes one of them.
+VERSION = 1
+
 Polygon = Float[np.ndarray, "corners 2"]
 
 

@@ -89,13 +89,11 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence
     if config.architecture not in model.ARCHITECTURES:
         raise InputError(f"--architecture={config.architecture}: unknown; there are {', '.join(model.ARCHITECTURES)}")
     dataset = open_dataset(config.dataset)
-    layers = _table(config, dataset)
+    layers, parameters = _table(config, dataset)
     images = len(dataset.splits["train"])
     if config.batch_size > images:
         raise InputError(f"--batch_size={config.batch_size}: more than the {images} training images of {dataset.path}")
-    checkpoint.claim_workdir(workdir, config, runlog.versions())
-
-    parameters = sum(row.parameters for row in model.summary(layers, config.crop_size))
+    checkpoint.claim_workdir(workdir, config, dataset.fingerprint(), runlog.versions())
     print(
         f"{config.architecture}: {parameters:,} parameters; {dataset.path}: {images:,} training images, "
         f"{len(dataset.class_names)} classes; {len(devices)} × {devices[0].device_kind}",
@@ -104,7 +102,8 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence
     return _run(config, workdir, devices, dataset, model.AlexNet(layers))
 
 
-def _table(config: Config, dataset: Dataset) -> model.Layers:
+def _table(config: Config, dataset: Dataset) -> tuple[model.Layers, int]:
+    """The architecture with its last layer fitted to the data set, and its number of parameters."""
     classes = len(dataset.class_names)
     if config.num_classes and config.num_classes < classes:
         raise InputError(f"--num_classes={config.num_classes}: {dataset.path} has {classes} classes")
@@ -112,10 +111,9 @@ def _table(config: Config, dataset: Dataset) -> model.Layers:
         raise InputError(f"--crop_size={config.crop_size}: the images of {dataset.path} have {dataset.size} pixels")
     layers = model.with_classes(model.ARCHITECTURES[config.architecture], config.num_classes or classes)
     try:
-        model.summary(layers, config.crop_size)
+        return layers, sum(row.parameters for row in model.summary(layers, config.crop_size))
     except ValueError as error:
         raise InputError(f"--architecture={config.architecture} --crop_size={config.crop_size}: {error}") from error
-    return layers
 
 
 def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: Dataset, net: model.AlexNet) -> Errors:
@@ -153,7 +151,7 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
     log = runlog.RunLog(
         workdir, first_step=first_step, steps=steps, steps_per_epoch=steps_per_epoch, batch_size=config.batch_size
     )
-    errors, pending = None, []
+    errors, pending, stopped = None, [], False
     try:
         batches = input_pipeline.training_batches(
             dataset, batch_size=config.batch_size, seed=config.seed, steps=range(first_step, steps)
@@ -174,7 +172,7 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
                 if not math.isfinite(means["loss"]):
                     raise InputError(
                         f"the loss is not finite at step {step}; the last checkpoint is that of step "
-                        f"{checkpoints.latest_step()}; a lower --learning_rate may help"
+                        f"{checkpoints.latest_step() or 'none'}; try a lower --learning_rate in another --workdir"
                     )
                 log.train(step, **means, learning_rate=float(schedule(step - 1)))
             if last or step % evaluate_every == 0:
@@ -184,11 +182,15 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
             if saving:
                 checkpoints.save(step, state)
                 log.restart_clock(step)
+    except KeyboardInterrupt:
+        stopped = True
+        raise
     finally:
         log.close()
-        checkpoints.close()  # waits until what was being saved is on disk
-        if (saved := checkpoints.latest_step()) != steps:
-            print(f"stopped; the same command continues from step {saved or 0} of {steps}", flush=True)
+        checkpoints.close()
+        if stopped:
+            saved = checkpoints.latest_step() or 0
+            print(f"stopped; the same command continues from step {saved} of {steps}", flush=True)
     errors = errors or validate(state.params)  # a run that had ended already
     _report(config, workdir, devices, log, errors, steps, state.params)
     return errors
@@ -205,7 +207,7 @@ def _report(config, workdir, devices, log, errors, steps, params) -> None:
         "seed": config.seed,
         "device": f"{len(devices)} × {devices[0].device_kind}",
     }
-    (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    checkpoint.write_whole(workdir / "result.json", json.dumps(result, indent=2) + "\n")
     print(
         f"top-1 error {errors.top1_error:.1%}, top-5 error {errors.top5_error:.1%}, nll {errors.nll:.3f} nats "
         f"on {errors.examples:,} validation images after {steps:,} steps\n"

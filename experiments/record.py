@@ -22,9 +22,10 @@ def machine() -> dict[str, Any]:
 
 
 def save(name: str, **values: Any) -> Path:
-    """Writes results/<name>.json: `values`, and all that one needs to know about them."""
+    """Writes results/<name>.json: `values`, and all that one needs to know about them; `values` go before."""
+    flags = [word for word in sys.argv[1:] if "/" not in word]  # where files lie on one machine helps no other
     log = {
-        "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "command": " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *flags]),
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         **versions(),

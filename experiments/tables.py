@@ -29,7 +29,7 @@ def table(header: list[str], rows: list[list[Any]]) -> str:
 
 
 def first_runs() -> str:
-    rows = []
+    rows, notes = [], []
     for run, data in (("shapes", "built-in, ten classes"), ("photos", "4,000 photographs, ten classes")):
         values = log(f"first_runs_{run}")
         result, minutes = values["result"], values["wall_seconds"]["train"] / 60
@@ -42,7 +42,10 @@ def first_runs() -> str:
                 f"{result['images_per_second']:.0f}",
             ]
         )
-    note = f"Chance is 90 %. Seed 0, {where(log('first_runs_photos'))}."
+        notes.append(f"seed {result['seed']}, {where(values)}")
+    note = f"Chance is 90 %. {notes[0].capitalize()}."
+    if notes[1] != notes[0]:
+        note += f" Photographs: {notes[1]}."
     header = ["flags", "data", "top-1 error, validation", "from start to end", "images/s"]
     return f"{table(header, rows)}\n\n{note}"
 

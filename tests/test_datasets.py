@@ -1,14 +1,16 @@
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from conftest import SIZE, picture
 
 from alexnet_jax import datasets, shapes
 from alexnet_jax.config import InputError
-from conftest import SIZE, picture
 
 
 def load(item):
@@ -77,6 +79,12 @@ def test_a_class_without_a_training_image_is_named(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def in_new_process(code, *arguments):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
 FULL_DISK = """
 import resource, signal, sys
 from test_datasets import write, InputError
@@ -92,12 +100,7 @@ except InputError as error:
 
 def test_a_disk_that_is_full_leaves_nothing(tmp_path):
     path = tmp_path / "set"
-    process = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])},
-    )
+    process = in_new_process(FULL_DISK, path)
     assert f"InputError: {path}: cannot be written" in process.stdout, process.stderr
     assert os.listdir(tmp_path) == []
 
@@ -106,8 +109,16 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path):
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path, damage):
     write(tmp_path / "set")
     (tmp_path / "set" / damage).unlink()
-    with pytest.raises(InputError, match="not a data set that alexnet_jax.prepare wrote"):
+    with pytest.raises(InputError, match="not a data set that"):
         datasets.open_dataset(str(tmp_path / "set"))
+
+
+def test_the_fingerprint_tells_data_sets_apart(tmp_path):
+    write(tmp_path / "1")
+    write(tmp_path / "2")
+    write(tmp_path / "3", train=12)
+    first, same, other = (datasets.open_dataset(str(tmp_path / name)).fingerprint() for name in "123")
+    assert first == same != other
 
 
 def test_an_unknown_name_is_refused():
@@ -127,12 +138,27 @@ def test_the_builtin_data_set_is_drawn_once(tmp_path, monkeypatch):
     assert path.stat().st_mtime_ns == written
 
 
-def test_no_tensorflow_is_imported_by_anything():
-    code = (
-        "import pkgutil, sys, importlib, alexnet_jax\n"
-        "for module in pkgutil.iter_modules(alexnet_jax.__path__):\n"
-        "    importlib.import_module(f'alexnet_jax.{module.name}')\n"
-        "print('tensorflow' in sys.modules, importlib.util.find_spec('tensorflow'))"
-    )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert process.stdout.split() == ["False", "None"], "TensorFlow is imported, or installed"
+NO_TENSORFLOW = """
+import importlib, pkgutil, sys
+from pathlib import Path
+import alexnet_jax
+from test_datasets import write, datasets
+for module in pkgutil.iter_modules(alexnet_jax.__path__):
+    importlib.import_module(f"alexnet_jax.{module.name}")
+write(Path(sys.argv[1]))
+dataset = datasets.open_dataset(sys.argv[1])
+from alexnet_jax.input_pipeline import training_batches
+print(len(list(training_batches(dataset, batch_size=4, seed=0, steps=range(3)))))
+print([name for name in ("tensorflow", "torch") if name in sys.modules])
+"""
+
+
+def test_no_tensorflow_is_imported_by_anything(tmp_path):
+    process = in_new_process(NO_TENSORFLOW, tmp_path / "set")
+    assert process.stdout.splitlines()[-2:] == ["3", "[]"], process.stderr
+
+
+def test_no_tensorflow_is_required():
+    required = importlib.metadata.requires("alexnet_jax")
+    assert required
+    assert not [name for name in required if re.match(r"tensorflow(-cpu|-gpu)?\b(?!-)", name)]

@@ -10,16 +10,20 @@ import time
 import pytest
 
 COMMAND = [sys.executable, "-m", "alexnet_jax.main"]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as users have
 # A short run of the real demo network on tiny batches.
 QUICK = ["--batch_size=2", "--epochs=0.4", "--log_every=1", "--checkpoint_every=2", "--crop_size=67"]
 
 
 def call(*arguments):
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
 
 
 def test_help_lists_every_field_with_its_default_in_each_preset():
-    out = " ".join(call("--help").stdout.split())
+    process = call("--help")
+    assert process.returncode == 0
+    out = " ".join(process.stdout.split())
     assert "--batch_size: images a step, over all devices together (§5) (default: 32 in demo, 128 in paper)" in out
     assert "--momentum: momentum (§5) (default: 0.9)" in out
     assert "python -m alexnet_jax.main --workdir=DIR" in out
@@ -28,7 +32,7 @@ def test_help_lists_every_field_with_its_default_in_each_preset():
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--preset=nonsense", "--preset=nonsense: value should be one of <demo|paper>"),
+        ("--preset=nonsense", "--preset=nonsense: unknown; there are demo, paper"),
         ("--dataset=nowhere", "--dataset=nowhere: neither a folder nor the built-in data set"),
         ("--architecture=vgg", "--architecture=vgg: unknown; there are paper, demo"),
         ("--batch_size=many", "--batch_size=many"),
@@ -53,10 +57,11 @@ def test_the_workdir_is_needed():
     assert (process.returncode, process.stderr) == (2, "error: --workdir=DIR is needed: the folder of the run\n")
 
 
-def test_a_workdir_that_is_a_file_is_refused(tmp_path, prepared):
+def test_a_workdir_that_is_a_file_is_refused(tmp_path, photos):
     (tmp_path / "file").write_text("")
-    process = call(f"--workdir={tmp_path / 'file'}", f"--dataset={prepared}", "--crop_size=40", "--batch_size=2")
+    process = call(f"--workdir={tmp_path / 'file'}", f"--dataset={photos}", *QUICK)
     assert process.returncode == 2
+    assert process.stderr.startswith(f"error: --workdir={tmp_path / 'file'}: cannot be used")
     assert process.stderr.count("\n") == 1
 
 
@@ -76,7 +81,7 @@ def photos(tmp_path_factory):
     assert "2 classes, 18 train images, 2 validation images" in process.stdout
     again = subprocess.run([*command, f"--output={folder / 'set'}"], capture_output=True, text=True)
     assert again.returncode == 2
-    assert again.stderr == f"error: {folder / 'set'}: already exists; choose another output or delete it\n"
+    assert again.stderr == f"error: --output={folder / 'set'}: already exists; choose another output or delete it\n"
     return folder / "set"
 
 
@@ -106,26 +111,52 @@ def test_a_whole_run_leaves_its_results(tmp_path, photos):
     assert json.loads((tmp_path / "result.json").read_text())["top1_error"] == result["top1_error"]
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def checkpoints(workdir):
+    folder = workdir / "checkpoints"
+    return sorted(int(name) for name in os.listdir(folder) if name.isdigit()) if folder.exists() else []
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_continues_from_its_last_checkpoint(tmp_path, photos, sent):
-    arguments = [f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK, "--epochs=60"]
-    first = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    deadline = time.time() + 100
-    while not (tmp_path / "checkpoints" / "4").exists() and not (tmp_path / "checkpoints" / "6").exists():
+    arguments = [f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK, "--epochs=25"]
+    steps = 225
+    first = subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT
+    )
+    deadline = time.time() + 200
+    while not any(step >= 4 for step in checkpoints(tmp_path)):
         assert time.time() < deadline
         assert first.poll() is None
         time.sleep(0.02)
     first.send_signal(sent)
     out, _ = first.communicate(timeout=60)
-    if sent == signal.SIGINT:
+    last = checkpoints(tmp_path)[-1]
+    assert last < steps, "the run was over before it was stopped"
+    if sent != signal.SIGKILL:
         assert first.returncode == 130
-        assert "the same command continues from step" in out.splitlines()[-1]
-    kept = sorted(int(name) for name in os.listdir(tmp_path / "checkpoints") if name.isdigit())
-    steps = 540
-    assert kept[-1] < steps, "the run was over before it was stopped"
+        assert out.splitlines()[-1] == f"stopped; the same command continues from step {last} of {steps}"
 
-    second = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300)
+    second = call(*arguments)
     assert second.returncode == 0, second.stderr
-    assert f"continuing from the checkpoint of step {kept[-1]} of {steps}" in second.stdout
+    assert f"continuing from the checkpoint of step {last} of {steps}" in second.stdout
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, steps + 1))
+
+
+def test_a_full_disk_ends_the_run_with_one_line(tmp_path, photos):
+    """A limit on the size of files stands for the disk: the checkpoint does not fit."""
+    limited = (
+        "import resource, runpy, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "sys.argv[0] = 'main'\n"
+        "from alexnet_jax.main import main\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", limited, f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1].startswith("error: ")
+    assert "checkpoints: the checkpoint cannot be written" in process.stderr.splitlines()[-1]
+    assert "Traceback" not in process.stderr
+    assert not checkpoints(tmp_path)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import CROP, TINY
 
 from alexnet_jax import model
-from conftest import CROP, TINY
 
 
 def init(layers, size=CROP):
@@ -88,6 +88,17 @@ def test_another_activation_is_one_expression():
     net, variables = init(tanh)
     x = 50 * jax.random.normal(jax.random.key(1), (4, CROP, CROP, 3))
     assert not np.allclose(net.apply(variables, x, train=False), model.AlexNet(TINY).apply(variables, x, train=False))
+
+
+def test_activations_are_the_outputs_of_each_layers_last_step():
+    net, variables = init(TINY)
+    x = 50 * jax.random.normal(jax.random.key(1), (4, CROP, CROP, 3))
+    outputs = model.activations(net, variables, x)
+    shapes = {row.name: row.output_shape for row in model.summary(TINY, CROP)}
+    assert {name: out.shape[1:] for name, out in outputs.items()} == shapes
+    np.testing.assert_array_equal(outputs["fc4"], net.apply(variables, x, train=False))
+    last = outputs["fc3"] @ variables["params"]["fc4"]["kernel"] + variables["params"]["fc4"]["bias"][None]
+    np.testing.assert_allclose(outputs["fc4"], last, rtol=1e-5, atol=1e-6)
 
 
 def test_with_classes_changes_the_last_layer_only():

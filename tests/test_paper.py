@@ -12,6 +12,10 @@ def test_parameters():  # §1, §3.5: "60 million"
     assert sum(row.parameters for row in ROWS.values()) == 60_965_224
 
 
+def test_the_first_layer_is_padded_at_the_bottom_and_right():  # 55 × 55 out of 224, as in 2012
+    assert model.PAPER[0].padding == (0, 3)
+
+
 def test_neurons():  # §3.5, Figure 2: "650,000"; the figure's 253,440 for conv1 should be 55·55·96
     assert [row.neurons for row in ROWS.values()] == [55 * 55 * 96, 186_624, 64_896, 64_896, 43_264, 4096, 4096, 1000]
     assert sum(row.neurons for row in ROWS.values()) == 659_272
@@ -46,7 +50,7 @@ def test_initial_values():  # §5
 def test_training_settings():  # §4.1, §5
     paper = PRESETS["paper"]
     assert (paper.batch_size, paper.learning_rate, paper.momentum, paper.weight_decay) == (128, 0.01, 0.9, 0.0005)
-    assert (paper.epochs, len(paper.learning_rate_drops)) == (90, 3)
+    assert (paper.epochs, paper.learning_rate_drops) == (90, (25, 51, 79))  # when: of the 2012 code's log
     assert (paper.crop_size, paper.color_scale) == (224, 0.1)
 
 

@@ -4,12 +4,12 @@ import tarfile
 
 import numpy as np
 import pytest
+from conftest import picture
 from PIL import Image
 
 from alexnet_jax import prepare
 from alexnet_jax.config import InputError
 from alexnet_jax.datasets import decode, open_dataset
-from conftest import picture
 
 
 def run(source, output, **options):
@@ -50,7 +50,7 @@ def test_a_folder_of_class_folders_is_split_by_seed(photo_folder, tmp_path):
     assert names != other
 
 
-@pytest.mark.parametrize("folder", ["val", "validation", "test"])
+@pytest.mark.parametrize("folder", ["val", "valid", "Validation", "test"])
 def test_train_and_validation_folders(tmp_path, folder):
     for label, name in enumerate(("cat", "dog")):
         save(tmp_path / "set" / "train" / name / "1.png", label)
@@ -83,6 +83,42 @@ def test_a_tar_file_gives_what_its_folder_gives(photo_folder, tmp_path, suffix, 
     assert dataset.class_names == ("cat", "dog")
 
 
+def test_a_tar_of_the_folder_itself(photo_folder, tmp_path):
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.add(photo_folder, ".")
+    dataset, _ = run(tmp_path / "photos.tar", tmp_path / "out")
+    assert dataset.class_names == ("cat", "dog")
+
+
+def test_a_folder_around_the_classes_may_hold_other_files(photo_folder, tmp_path):
+    (photo_folder / "README.txt").write_text("about")
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.add(photo_folder, "photos")
+    dataset, _ = run(tmp_path / "photos.tar", tmp_path / "out")
+    assert dataset.class_names == ("cat", "dog")
+
+
+def test_images_in_folders_below_their_class(photo_folder, tmp_path):
+    (photo_folder / "cat" / "indoor").mkdir()
+    (photo_folder / "cat" / "0.jpg").rename(photo_folder / "cat" / "indoor" / "0.jpg")
+    dataset, names = run(photo_folder, tmp_path / "out")
+    assert dataset.class_names == ("cat", "dog")
+    assert sum(map(len, names.values())) == 20
+
+
+def test_a_class_folder_that_is_a_link(photo_folder, tmp_path):
+    (photo_folder / "dog").rename(tmp_path / "elsewhere")
+    (photo_folder / "dog").symlink_to(tmp_path / "elsewhere")
+    _, names = run(photo_folder, tmp_path / "out")
+    assert sum(map(len, names.values())) == 20
+
+
+def test_names_of_any_bytes(photo_folder, tmp_path):
+    (photo_folder / "cat" / "0.jpg").rename(photo_folder / "cat" / os.fsdecode(b"caf\xe9 \xc3\xbc.jpg"))
+    _, names = run(photo_folder, tmp_path / "out")
+    assert "cat/caf? ü.jpg" in [name for files in names.values() for _, name in files]
+
+
 def test_several_tar_files_are_one_source(tmp_path):
     archives = []
     for number, split in enumerate(("train", "train", "test")):
@@ -93,7 +129,7 @@ def test_several_tar_files_are_one_source(tmp_path):
             tar.add(tmp_path / str(number) / split, split)
     _, names = run(archives, tmp_path / "out")
     assert [name for _, name in names["train"]] == [
-        "train/cat/0.png", "train/cat/1.png", "train/dog/0.png", "train/dog/1.png"
+        "train/cat/0.png", "train/dog/0.png", "train/cat/1.png", "train/dog/1.png"
     ]  # fmt: skip
     assert len(names["validation"]) == 2
 
@@ -197,8 +233,11 @@ def test_a_bad_image_stops_or_is_skipped_and_listed(photo_folder, tmp_path, caps
     assert f"cat/bad.jpg: {message}" in out
 
 
-def test_a_class_folder_without_images(photo_folder, tmp_path):
+@pytest.mark.parametrize("junk", [None, ".DS_Store", "Thumbs.db"])
+def test_a_class_folder_without_images(photo_folder, tmp_path, junk):
     (photo_folder / "empty").mkdir()
+    if junk:
+        (photo_folder / "empty" / junk).write_text("junk")
     refused("class folder 'empty' of the train part has no images", photo_folder, tmp_path / "out")
 
 
@@ -223,7 +262,13 @@ def test_a_file_that_is_no_tar(tmp_path):
     refused("file.tar: cannot be read as a folder or tar file", tmp_path / "file.tar", tmp_path / "out")
 
 
-@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_images_beside_the_training_part(tmp_path):
+    for path in ("train/cat", "train/dog", "evaluation/cat", "evaluation/dog"):
+        save(tmp_path / "set" / path / "1.png")
+    refused("evaluation/cat/1.png: beside train/ there may only be", tmp_path / "set", tmp_path / "out")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
 def test_a_truncated_tar(photo_folder, tmp_path, mode):
     archive = tmp_path / "photos.tar"
     with tarfile.open(archive, mode) as tar:

@@ -6,13 +6,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from conftest import CROP, TINY
 
 from alexnet_jax import checkpoint, model, parallel, train
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.datasets import open_dataset
 from alexnet_jax.input_pipeline import training_batches
 from alexnet_jax.optim import sgd
-from conftest import CROP, TINY
 
 ONE, TWO = jax.devices()[:1], jax.devices()[:2]
 
@@ -44,9 +44,8 @@ def final_params(workdir):
 
 
 def test_it_learns(config, tmp_path):
-    errors = train.train_and_evaluate(
-        dataclasses.replace(config, epochs=30.0, learning_rate_drops=()), tmp_path, devices=ONE
-    )
+    config = dataclasses.replace(config, epochs=30.0, learning_rate_drops=())
+    errors = train.train_and_evaluate(config, tmp_path, devices=ONE)
     assert errors.examples == 23
     assert errors.top1_error < 0.2
     assert losses(tmp_path)[2] > 2 * metrics(tmp_path, "validation")[-1]["nll"]
@@ -58,8 +57,8 @@ def test_two_devices_give_the_loss_curve_of_one(config, tmp_path):
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert list(one) == list(two) == [2, 3, 4, 6, 8, 9, 10, 12]
     np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-4)
-    for first, second in zip(*map(jax.tree.leaves, (final_params(tmp_path / "one"), final_params(tmp_path / "two")))):
-        np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5)
+    params = final_params(tmp_path / "one"), final_params(tmp_path / "two")
+    jax.tree.map(lambda first, second: np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5), *params)
 
 
 class Stopped(Exception):
@@ -124,6 +123,7 @@ def test_a_step_compiles_once_and_donates_its_state(prepared):
         before = len(compiled)
         state, _ = step(state, parallel.shard(batch, TWO))
         counts.append(len(compiled) - before)
+    jax.monitoring.clear_event_listeners()
     assert counts[0] >= 1
     assert counts[1:] == [0, 0, 0]
     assert first.params["conv1"]["kernel"].is_deleted()
@@ -154,20 +154,35 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(config, tmp_path, 
 
 
 def test_another_config_in_the_same_workdir_is_refused_and_the_fields_named(config, tmp_path):
-    checkpoint.claim_workdir(tmp_path, config, {})
-    checkpoint.claim_workdir(tmp_path, config, {"versions": "of another day"})
+    checkpoint.claim_workdir(tmp_path, config, "data", {})
+    checkpoint.claim_workdir(tmp_path, config, "data", {"versions": "of another day"})
     other = dataclasses.replace(config, seed=7, learning_rate_drops=())
     message = r"learning_rate_drops was \[3.0\], is \[\]; seed was 0, is 7"
     with pytest.raises(InputError, match=message):
-        checkpoint.claim_workdir(tmp_path, other, {})
+        checkpoint.claim_workdir(tmp_path, other, "data", {})
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"config": 3}'])
 def test_a_damaged_config_is_refused(config, tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match="cannot be used"):
-        checkpoint.claim_workdir(tmp_path, config, {})
+        checkpoint.claim_workdir(tmp_path, config, "data", {})
+
+
+def test_the_data_set_may_move_but_not_change(config, tmp_path):
+    checkpoint.claim_workdir(tmp_path, config, "data", {})
+    checkpoint.claim_workdir(tmp_path, dataclasses.replace(config, dataset="/elsewhere"), "data", {})
+    with pytest.raises(InputError, match=f"dataset was {config.dataset} with other images, is {config.dataset}"):
+        checkpoint.claim_workdir(tmp_path, config, "other data", {})
+    with pytest.raises(InputError, match=f"dataset was {config.dataset}, is /elsewhere"):
+        checkpoint.claim_workdir(tmp_path, dataclasses.replace(config, dataset="/elsewhere"), "other data", {})
 
 
 def test_more_outputs_than_classes(config, tmp_path):
-    train.train_and_evaluate(dataclasses.replace(config, num_classes=7, epochs=0.5), tmp_path, devices=ONE)
+    config = dataclasses.replace(config, num_classes=7, epochs=0.5)
+    train.train_and_evaluate(config, tmp_path, devices=ONE)
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    net = model.AlexNet(model.with_classes(TINY, 7))
+    state = parallel.replicate(train.init_state(net, sgd(lambda step: 0.1), crop_size=CROP, seed=0), ONE)
+    assert checkpoints.restore(checkpoints.latest_step(), state).params["fc4"]["bias"].shape == (7,)
+    checkpoints.close()
