@@ -5,6 +5,7 @@ python experiments/tables.py --check    says whether they differ from the logs
 """
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def first_runs() -> str:
             ]
         )
         notes.append(f"seed {result['seed']}, {where(values)}")
-    note = f"Chance is 90 %. {notes[0].capitalize()}."
+    note = f"Chance is 90 %; {notes[0]}."
     if notes[1] != notes[0]:
         note += f" Photographs: {notes[1]}."
     header = ["flags", "data", "top-1 error, validation", "from start to end", "images/s"]
@@ -59,9 +60,27 @@ def paper_steps() -> str:
     note = (
         f"Batch {values['config']['batch_size']}, rate {values['config']['learning_rate']}, "
         f"{values['result']['images_per_second']:.1f} images/s (median) on {where(values)}; "
-        f"validation top-1 error at the end {100 * values['result']['top1_error']:.1f} %."
+        f"validation top-1 error at the end {100 * values['result']['top1_error']:.1f} %. {_fall(losses)}"
     )
     return f"{table([str(cell) for cell in rows[0]], [rows[1]])}\n\n{note}"
+
+
+def _fall(losses: dict[int, float], classes: int = 10, window: int = 10, by: float = 0.1) -> str:
+    """When the loss has left ln(classes): the network then knows more than how frequent the classes are."""
+    chance = math.log(classes)
+    means = {
+        last: sum(losses[step] for step in range(last - window + 1, last + 1)) / window
+        for last in range(window, max(losses) + 1)
+    }
+    reached = next((step for step, mean in means.items() if mean < chance + by), None)
+    left = next((step for step, mean in means.items() if mean < chance - by), None)
+    if reached is None:
+        return f"The loss did not come down to ln({classes}) = {chance:.3f} in {max(losses)} steps."
+    fell = f"at step {left}" if left else f"at no step of {max(losses)}"
+    return (
+        f"The loss (mean of {window} steps) came within {by} of ln({classes}) = {chance:.3f} at step {reached} "
+        f"and was {by} below it {fell}."
+    )
 
 
 def jpeg_decoders() -> str:
