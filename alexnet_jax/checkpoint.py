@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ class Checkpoints:
 
     def save(self, step: int, state: PyTree) -> None:
         """Starts saving; `state` may be overwritten as soon as this returns. Raises InputError where it cannot."""
+        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self._folder).free
+        if free < needed:  # asked first, since a write that fails makes TensorStore's threads print pages
+            megabytes = f"{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB free"
+            raise InputError(f"{self._folder}: the checkpoint cannot be written (the disk is full: {megabytes})")
         with _named_errors(self._folder):
             self._manager.save(step, args=ocp.args.StandardSave(state))
 
@@ -47,7 +52,7 @@ def _named_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of many types: a full disk is a ValueError of TensorStore
-        reason = str(error).split("\n")[0][:300]
+        reason = str(error).split("\n")[0].split(": ")[-1]
         raise InputError(f"{folder}: the checkpoint cannot be written ({reason})") from error
 
 

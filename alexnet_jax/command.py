@@ -82,8 +82,8 @@ def run(main: Callable[[], None], doc: str) -> None:
         if rest[1:]:
             _fail(f"{rest[1]}: not a flag; flags are written --name=value")
         if flags.FLAGS["verbosity"].using_default_value:
-            # At INFO orbax tells each of its steps.
-            flags.FLAGS.verbosity = logging.WARNING  # type: ignore[assignment]
+            # Below that orbax tells each of its steps, and prints pages before the error that it raises.
+            flags.FLAGS.verbosity = logging.FATAL  # type: ignore[assignment]
         return rest
 
     def guarded(_: list[str]) -> int:

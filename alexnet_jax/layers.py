@@ -68,7 +68,12 @@ def local_response_norm(
 def max_pool(
     x: Float[Array, "n height width channels"], *, window: int, stride: int
 ) -> Float[Array, "n out_height out_width channels"]:
-    """Max-pooling over `window` × `window` squares `stride` apart (§3.4: overlapping where stride < window)."""
+    """Max-pooling over `window` × `window` squares `stride` apart (§3.4: overlapping where stride < window).
+
+    Raises ValueError where not one window fits.
+    """
+    if min(x.shape[1:3]) < window:
+        raise ValueError(f"max_pool: {x.shape[1]}×{x.shape[2]} is smaller than a window of {window}")
     # Down the columns, then along the rows, as maxima of strided slices: on CPU the gradient is twice as
     # fast as that of `lax.reduce_window`.
     for axis in (1, 2):

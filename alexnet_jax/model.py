@@ -192,16 +192,15 @@ def summary(layers: Layers, image_size: int = 224) -> list[LayerSummary]:
             if channels % groups:
                 raise ValueError(f"{name}: {groups} groups do not divide its {channels} {what}")
         kernel = layer.kernel_shape(shape)
+        out = shape = _shape(layer, shape, kernel)
+        if 0 in out:
+            raise ValueError(f"{name}: an image of {image_size}×{image_size} is too small for this table")
         try:
-            out = _shape(layer, shape, kernel)
-            shape = out
             for step in layer.then:
                 shape = _shape(functools.partial(step, key=None) if _is_random(step) else step, shape)
         except (TypeError, ValueError) as error:
             reason = str(error).split("\n")[0]
             raise ValueError(f"{name}: does not fit an image of {image_size}×{image_size} ({reason})") from error
-        if 0 in shape:
-            raise ValueError(f"{name}: an image of {image_size}×{image_size} is too small for this table")
         weights = math.prod(kernel)
         positions = math.prod(out[1:-1])
         rows.append(LayerSummary(name, shape[1:], positions * out[-1], weights + layer.features, weights * positions))

@@ -158,6 +158,9 @@ def sort_files(files: list[File], *, validation_fraction: float, seed: int) -> S
         of_class = by_split.setdefault(SPLIT_NAMES[split.lower()], {}).setdefault(below[0], [])
         if file.read:
             of_class.append(file)
+    ignored = [file.path for file in outside if file.read]
+    if ignored:
+        print(f"ignored {len(ignored)} files that are in no class folder, such as {ignored[0]}")
     if "train" not in by_split:
         raise InputError(f"no class folders of training images beside {files[0].path}")
     if "validation" not in by_split and "test" in by_split:

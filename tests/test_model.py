@@ -112,7 +112,7 @@ def test_with_classes_changes_the_last_layer_only():
     [
         ((model.Conv(9, 3, groups=2), model.Dense(2)), 32, "conv1: 2 groups do not divide its 3 input channels"),
         ((model.Conv(8, 3), model.Conv(9, 3, groups=2)), 32, "conv2: 2 groups do not divide its 9 features"),
-        (model.PAPER, 30, "conv2: an image of 30×30 is too small for this table"),
+        (model.PAPER, 30, "conv2: does not fit an image of 30×30 .max_pool: 2×2 is smaller than a window of 3"),
         (model.PAPER, 6, "conv1: an image of 6×6 is too small for this table"),
     ],
 )

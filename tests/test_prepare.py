@@ -1,6 +1,7 @@
 import io
 import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,6 +202,24 @@ def test_every_kind_of_image_becomes_rgb(image, format, expected):
     out = prepare.upright_rgb(encoded(image, format), 16)
     assert (out.shape, out.dtype) == ((16, 16, 3), np.uint8)
     np.testing.assert_allclose(out.reshape(-1, 3), np.broadcast_to(expected, (256, 3)), atol=3)
+
+
+ORIGINALS = Path(__file__).parents[2] / "shared" / "data" / "photos-original-size.tar"
+
+
+@pytest.mark.skipif(not ORIGINALS.exists(), reason="no photographs of original size beside the checkout")
+def test_photographs_of_original_size(tmp_path):
+    """59 of ImageNet: varied sizes, greyscale, some turned by EXIF; the class is in the name."""
+    with tarfile.open(ORIGINALS) as tar:
+        for member in tar.getmembers():
+            folder = tmp_path / "set" / ("first", "second")[member.name < "n02"]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / member.name).write_bytes(tar.extractfile(member).read())
+    dataset, names = run(tmp_path / "set", tmp_path / "out")
+    assert sum(map(len, names.values())) == 59
+    for split in dataset.splits.values():
+        for example in split:
+            assert decode(example["image"]).shape == (16, 16, 3)
 
 
 # Bad input: one line, and nothing is left at the output

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -130,6 +131,15 @@ def test_a_step_compiles_once_and_donates_its_state(prepared):
     assert int(state.step) == 4
 
 
+def test_a_full_disk_is_told_and_keeps_the_checkpoint_before(config, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, checkpoint_every=4)
+    usage = iter([10**9, 1000])  # bytes free at the first and at the second checkpoint
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=next(usage)))
+    with pytest.raises(InputError, match="checkpoints: the checkpoint cannot be written"):
+        train.train_and_evaluate(config, tmp_path, devices=ONE)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     with pytest.raises(InputError, match="the loss is not finite at step"):
         train.train_and_evaluate(dataclasses.replace(config, learning_rate=1e30), tmp_path, devices=ONE)
@@ -141,7 +151,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
         ({"batch_size": 15}, TWO, "--batch_size=15: the 2 devices do not divide it"),
         ({"batch_size": 64}, ONE, "--batch_size=64: more than the 50 training images"),
         ({"crop_size": 41}, ONE, "--crop_size=41: the images of .* have 40 pixels"),
-        ({"crop_size": 8}, ONE, "--architecture=tiny --crop_size=8: conv2: an image of 8×8 is too small"),
+        (
+            {"crop_size": 8},
+            ONE,
+            "--architecture=tiny --crop_size=8: conv2: does not fit an image of 8×8",
+        ),
         ({"num_classes": 2}, ONE, "--num_classes=2: .* has 3 classes"),
         ({"architecture": "vgg"}, ONE, "--architecture=vgg: unknown"),
         ({"dataset": "nowhere"}, ONE, "--dataset=nowhere: neither"),
