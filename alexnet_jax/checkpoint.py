@@ -3,7 +3,9 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,29 @@ def _named_errors(folder: Path) -> Iterator[None]:
     except Exception as error:  # of many types: a full disk is a ValueError of TensorStore
         reason = str(error).split("\n")[0].split(": ")[-1]
         raise InputError(f"{folder}: the checkpoint cannot be written ({reason})") from error
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Within it Ctrl-C and `kill` wait to be asked for (the function that it gives); a second one stops at once.
+
+    An exception raised just anywhere could be lost in another library's callback, or tear a checkpoint.
+    """
+    received = []
+
+    def receive(number: int, _: Any) -> None:
+        received.append(number)
+        signal.signal(number, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def claim_workdir(workdir: Path, config: Config, fingerprint: str, software: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@ PAPER: Layers = (
 )
 
 
-def resize(layers: Layers, features: tuple[int, ...], std: tuple[float, ...], bias: tuple[float, ...]) -> Layers:
+def with_widths(layers: Layers, features: tuple[int, ...], std: tuple[float, ...], bias: tuple[float, ...]) -> Layers:
     """The same table with other widths and another initialisation, one value a layer."""
     return tuple(
         dataclasses.replace(layer, features=f, std=s, bias=b)
@@ -86,7 +86,7 @@ def resize(layers: Layers, features: tuple[int, ...], std: tuple[float, ...], bi
 # Minutes on a CPU. Widths and deviations were chosen by measurement: a first layer of 32 takes a step a quarter less
 # time than one of 48, and errs less on the built-in data set; deviations near 0.01 everywhere, as in the paper,
 # leave the narrower layers' outputs too small for learning to start within minutes.
-DEMO = resize(
+DEMO = with_widths(
     PAPER,
     features=(32, 64, 96, 96, 64, 1024, 1024, 10),
     std=(0.01, 0.025, 0.06, 0.06, 0.06, 0.02, 0.02, 0.02),

@@ -1,5 +1,6 @@
 """§5: the training step, and the loop around it."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -151,8 +152,11 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
     log = runlog.RunLog(
         workdir, first_step=first_step, steps=steps, steps_per_epoch=steps_per_epoch, batch_size=config.batch_size
     )
-    errors, pending, stopped = None, [], False
-    try:
+    errors, pending = None, []
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpoints.close)
+        stack.callback(log.close)
+        stop_requested = stack.enter_context(checkpoint.stop_requests())
         batches = input_pipeline.training_batches(
             dataset, batch_size=config.batch_size, seed=config.seed, steps=range(first_step, steps)
         )
@@ -163,8 +167,8 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 log.restart_clock(step)
-            last = step == steps
-            saving = last or step % checkpoint_every == 0
+            last, stopping = step == steps, stop_requested()
+            saving = last or stopping or step % checkpoint_every == 0
             # A line at every checkpoint too: so the lines after it do not depend on the steps before it.
             if saving or step % config.log_every == 0:
                 means = {name: float(np.mean([m[name] for m in jax.device_get(pending)])) for name in metrics}
@@ -182,15 +186,10 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
             if saving:
                 checkpoints.save(step, state)
                 log.restart_clock(step)
-    except KeyboardInterrupt:
-        stopped = True
-        raise
-    finally:
-        log.close()
-        checkpoints.close()
-        if stopped:
-            saved = checkpoints.latest_step() or 0
-            print(f"stopped; the same command continues from step {saved} of {steps}", flush=True)
+            if stopping and not last:
+                log.close()
+                print(f"stopped; the same command continues from step {step} of {steps}", flush=True)
+                raise KeyboardInterrupt
     errors = errors or validate(state.params)  # a run that had ended already
     _report(config, workdir, devices, log, errors, steps, state.params)
     return errors
