@@ -100,7 +100,7 @@ def claim_workdir(workdir: Path, config: Config, fingerprint: str, software: dic
         if saved["data"] == fingerprint:
             before["dataset"] = now["dataset"]
         elif before["dataset"] == now["dataset"]:
-            before["dataset"], now["dataset"] = f"{now['dataset']} with other images", now["dataset"]
+            before["dataset"] = f"{now['dataset']} with other images"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--workdir={workdir}: cannot be used ({error})") from error
     differing = [

@@ -244,6 +244,7 @@ def _prepare(options: Options, files: list[File]) -> None:
                 yield file, label, file.read()
             except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
                 yield file, label, error
+            bar.update()
 
     def load(item: tuple[File, int, bytes | Exception]) -> datasets.Example | None:
         file, label, data = item
@@ -259,16 +260,10 @@ def _prepare(options: Options, files: list[File]) -> None:
 
     total = sum(map(len, source.splits.values()))
     with tqdm(total=total, unit=" images", mininterval=0.1 if sys.stderr.isatty() else 15) as bar:
-
-        def counted(items: list[tuple[File, int]]) -> Iterator[tuple[File, int, bytes | Exception]]:
-            for item in read(items):
-                yield item
-                bar.update()
-
         counts = datasets.write(
             Path(options.output).expanduser(),
             source.class_names,
-            {split: counted(items) for split, items in source.splits.items()},
+            {split: read(items) for split, items in source.splits.items()},
             load,
             size=options.size,
         )

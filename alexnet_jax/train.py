@@ -187,7 +187,7 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
                 checkpoints.save(step, state)
                 log.restart_clock(step)
             if stopping and not last:
-                log.close()
+                stack.close()  # only now the checkpoint is known to be on disk
                 print(f"stopped; the same command continues from step {step} of {steps}", flush=True)
                 raise KeyboardInterrupt
     errors = errors or validate(state.params)  # a run that had ended already
