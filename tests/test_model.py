@@ -70,6 +70,16 @@ def test_dropout_acts_in_training_only_and_follows_the_key():
         net.apply(variables, x, train=True)
 
 
+def test_each_layer_drops_others():
+    """Two layers that pass on all but what dropout takes: a quarter is left; one mask for both would leave a half."""
+    net = model.AlexNet((model.Dense(300, then=(model.dropout,)), model.Dense(300, then=(model.dropout,))))
+    layer = {"kernel": jnp.eye(300), "bias": jnp.zeros(300)}
+    out = net.apply(
+        {"params": {"fc1": layer, "fc2": layer}}, jnp.ones((40, 10, 10, 3)), train=True, key=jax.random.key(0)
+    )
+    assert np.mean(out) == pytest.approx(0.25, abs=0.02)
+
+
 def test_computes_in_bfloat16_with_float32_parameters_and_logits():
     net, variables = init(TINY)
     low = model.AlexNet(TINY, dtype=jnp.bfloat16)

@@ -5,6 +5,7 @@ import json
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import CROP, TINY
@@ -102,19 +103,29 @@ def test_lines_evaluations_and_checkpoints_come_when_they_should(config, tmp_pat
     np.testing.assert_allclose(rates, [0.002, 0.002, 0.0002, 0.0002])  # drops after 3 epochs: 9 steps of 16
 
 
+def step_and_state(prepared, devices):
+    statistics = open_dataset(str(prepared)).statistics
+    mean_image, pca = (jnp.asarray(x, jnp.float32) for x in (statistics.mean_image, statistics.color_pca))
+    net, optimizer = model.AlexNet(TINY), sgd(0.001)
+    step = train.make_train_step(net, optimizer, mean_image, pca, crop_size=CROP, color_scale=0.1, seed=0)
+    state = parallel.replicate(train.init_state(net, optimizer, crop_size=CROP, seed=0), devices)
+    return parallel.pmap_step(step, devices, donate_state=True), state
+
+
+def test_what_is_random_is_drawn_anew_at_each_step(prepared):
+    (batch,) = training_batches(open_dataset(str(prepared)), batch_size=16, seed=0, steps=range(1))
+    losses = []
+    for number in (0, 0, 1):
+        step, state = step_and_state(prepared, ONE)
+        state = state.replace(step=state.step + number)
+        losses.append(float(step(state, parallel.shard(batch, ONE))[1]["loss"]))
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_a_step_compiles_once_and_donates_its_state(prepared):
     dataset = open_dataset(str(prepared))
-    net, optimizer = model.AlexNet(TINY), sgd(0.001)
-    statistics = dataset.statistics
-    step = parallel.pmap_step(
-        train.make_train_step(
-            net, optimizer, jax.numpy.asarray(statistics.mean_image, "float32"),
-            jax.numpy.asarray(statistics.color_pca, "float32"), crop_size=CROP, color_scale=0.1, seed=0,
-        ),
-        TWO,
-        donate_state=True,
-    )  # fmt: skip
-    state = first = parallel.replicate(train.init_state(net, optimizer, crop_size=CROP, seed=0), TWO)
+    step, state = step_and_state(prepared, TWO)
+    first = state
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
