@@ -29,7 +29,12 @@ def conv2d(
       padding: zeros before (top, left) and after (bottom, right).
       groups: features and channels are cut into so many groups, and each group of features reads only
         its own channels: §3.2's two GPUs.
+
+    Raises ValueError where the padded image is smaller than the window.
     """
+    padded = [length + sum(padding) for length in x.shape[1:3]]
+    if min(padded) < kernel.shape[0]:
+        raise ValueError(f"{padded[0]}×{padded[1]}, padded, is smaller than a window of {kernel.shape[0]}")
     # One convolution a group: XLA's CPU backend runs `feature_group_count=2` three times slower.
     outputs = [
         lax.conv_general_dilated(
@@ -65,18 +70,40 @@ def local_response_norm(
     return x * (k + alpha * sums) ** -beta
 
 
+def spatial_response_norm(
+    x: Float[Array, "n height width channels"], *, size: int, alpha: float, beta: float
+) -> Float[Array, "n height width channels"]:
+    """a / (1 + α Σ a²)^β, the sum over the `size` × `size` neighbours in the same channel, clipped at the edges.
+
+    Not in the paper: the network of 2012 had it after the normalisation of its second layer.
+
+    Args:
+      size: side of the window; odd.
+      alpha: multiplies the plain sum of squares. (The 2012 code divides its α by `size`² first.)
+    """
+    sums = lax.reduce_window(jnp.square(x), 0.0, lax.add, (1, size, size, 1), (1, 1, 1, 1), "SAME")
+    return x * (1 + alpha * sums) ** -beta
+
+
 def max_pool(
-    x: Float[Array, "n height width channels"], *, window: int, stride: int
+    x: Float[Array, "n height width channels"], *, window: int, stride: int, ceil_mode: bool = False
 ) -> Float[Array, "n out_height out_width channels"]:
     """Max-pooling over `window` × `window` squares `stride` apart (§3.4: overlapping where stride < window).
+
+    Args:
+      ceil_mode: whether a last window that hangs over the edge counts, clipped, as in the 2012 code. In the
+        paper's own network none does.
 
     Raises ValueError where not one window fits.
     """
     if min(x.shape[1:3]) < window:
-        raise ValueError(f"max_pool: {x.shape[1]}×{x.shape[2]} is smaller than a window of {window}")
+        raise ValueError(f"{x.shape[1]}×{x.shape[2]} is smaller than a pooling window of {window}")
     # Down the columns, then along the rows, as maxima of strided slices: on CPU the gradient is twice as
     # fast as that of `lax.reduce_window`.
     for axis in (1, 2):
+        overhang = -(x.shape[axis] - window) % stride if ceil_mode else 0
+        if 0 < overhang < window:
+            x = jnp.pad(x, [(0, overhang if i == axis else 0) for i in range(4)], constant_values=-jnp.inf)
         length = stride * ((x.shape[axis] - window) // stride + 1)
         slices = [lax.slice_in_dim(x, i, min(i + length, x.shape[axis]), stride, axis) for i in range(window)]
         x = functools.reduce(jnp.maximum, slices)
@@ -84,14 +111,15 @@ def max_pool(
 
 
 def dropout(
-    x: Float[Array, "n *features"], key: Key[Array, "*batch"] | None, *, rate: float = 0.5
+    x: Float[Array, "n *features"], key: Key[Array, "*batch"] | None, *, rate: float = 0.5, inverted: bool = False
 ) -> Float[Array, "n *features"]:
     """Dropout as in 2012 (§4.2): zeros with probability `rate` in training, *not* rescaled; x · (1 - rate) at test.
 
     Args:
       key: one key, or one an image (see `augment`); None at test time.
+      inverted: as in Caffe and PyTorch: what is left in training is divided by 1 - rate, and x is kept at test.
     """
     if key is None:
-        return x * (1 - rate)
+        return x if inverted else x * (1 - rate)
     keep = jax.vmap(lambda key: random.bernoulli(key, 1 - rate, x.shape[1:]))(image_keys(key, len(x)))
-    return jnp.where(keep, x, 0)
+    return jnp.where(keep, x / (1 - rate) if inverted else x, 0)
