@@ -9,8 +9,8 @@ evaluate §6    exact errors
 """
 
 from alexnet_jax import augment, layers, optim
-from alexnet_jax.config import PRESETS, Config
 from alexnet_jax.architectures import ARCHITECTURES, PAPER, Conv, Dense
+from alexnet_jax.config import PRESETS, Config
 from alexnet_jax.model import AlexNet, summary
 from alexnet_jax.optim import sgd
 

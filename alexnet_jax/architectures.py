@@ -55,7 +55,6 @@ class Dense:
 Layers = tuple[Conv | Dense, ...]
 
 
-
 def named(layers: Layers) -> dict[str, Conv | Dense]:
     """The layers under the field's names: conv1 … conv5, fc6, fc7, fc8."""
     return {

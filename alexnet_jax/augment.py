@@ -18,14 +18,15 @@ def image_keys(key: Key[Array, "*batch"], batch: int) -> Key[Array, "{batch}"]:
 
 
 def random_crop(
-    key: Key[Array, "*batch"], images: Num[Array, "n height width 3"], size: int
+    key: Key[Array, "*batch"], images: Num[Array, "n height width 3"], size: int, *, to_edge: bool = False
 ) -> Num[Array, "n {size} {size} 3"]:
     """Cuts a `size` × `size` patch out of each image, each at its own random place.
 
     The top-left corner is one of (height - size) × (width - size) places: 32 · 32 for a patch of 224
-    in 256, as §4.1 counts ("a factor of 2048", with reflections).
+    in 256, as §4.1 counts ("a factor of 2048", with reflections). With `to_edge` it is one of 33 · 33, as in
+    the 2012 code: the patches at the bottom and right edges count too.
     """
-    margin = jnp.array([images.shape[1] - size, images.shape[2] - size])
+    margin = jnp.array([images.shape[1] - size, images.shape[2] - size]) + int(to_edge)
 
     def crop(key, image):
         top, left = random.randint(key, (2,), 0, jnp.maximum(margin, 1))
@@ -43,7 +44,10 @@ def random_reflection(
 
 
 def pca_color(
-    key: Key[Array, "*batch"], images: Float[Array, "n height width 3"], pca: Float[Array, "3 3"], scale: float
+    key: Key[Array, "*batch"],
+    images: Float[Array, "n height width 3"],
+    pca: Float[Array, "3 3"],
+    scale: float | Float[Array, ""],
 ) -> Float[Array, "n height width 3"]:
     """Adds to every pixel of an image the same random colour (§4.1): pca @ (scale · z), z ~ N(0, I₃).
 
@@ -76,10 +80,7 @@ def ten_views(images: Num[Array, "n height width 3"], size: int) -> Num[Array, "
 def subtract_mean(
     images: UInt8[Array, "n height width 3"], mean_image: Float[Array, "height width 3"]
 ) -> Float[Array, "n height width 3"]:
-    """§2: from each pixel its mean over the training set, in float32.
-
-    Before any crop, so that each pixel meets its own mean.
-    """
+    """§2: from each pixel its mean over the training set, in float32."""
     return images.astype(jnp.float32) - mean_image[None]
 
 
@@ -90,12 +91,32 @@ def training_views(
     pca: Float[Array, "3 3"],
     *,
     size: int,
-    color_scale: float,
+    color_scale: float | Float[Array, ""],
+    chunk_key: Key[Array, "n"] | None = None,
+    crop_to_edge: bool = False,
+    center_mean: bool = False,
+    color_rescale: bool = False,
 ) -> Float[Array, "n {size} {size} 3"]:
-    """All of §2 and §4.1 in the paper's order: minus the mean, random patch, reflection, colour."""
+    """All of §2 and §4.1 in the paper's order: minus the mean, random patch, reflection, colour.
+
+    What the 2012 code did instead:
+
+    Args:
+      chunk_key: one key an image, for the patch and the reflection; images with the same share them.
+      crop_to_edge: as `to_edge` of `random_crop`.
+      center_mean: the centre of the mean image is subtracted from every patch, wherever it comes from and mirrored
+        or not; else each pixel meets its own mean.
+      color_rescale: image and colour are divided by 1 + color_scale, to come back to the scale of the test.
+    """
     crop_key, reflection_key, color_key = split_each(image_keys(key, len(images)), 3)
-    views = random_crop(crop_key, subtract_mean(images, mean_image), size)
-    return pca_color(color_key, random_reflection(reflection_key, views), pca, color_scale)
+    if chunk_key is not None:
+        crop_key, reflection_key, _ = split_each(chunk_key, 3)
+    pixels = images if center_mean else subtract_mean(images, mean_image)
+    views = random_reflection(reflection_key, random_crop(crop_key, pixels, size, to_edge=crop_to_edge))
+    if center_mean:
+        views = subtract_mean(views, center_view(mean_image[None], size)[0])
+    views = pca_color(color_key, views, pca, color_scale)
+    return views / (1 + color_scale) if color_rescale else views
 
 
 def split_each(keys: Key[Array, "n"], names: int) -> Key[Array, "{names} n"]:

@@ -45,13 +45,12 @@ def define_flags(options: type, presets: Mapping[str, Any] | None = None) -> Non
         default = _text(field.default)
         if len(set(of_preset.values())) > 1:
             default = ", ".join(f"{value} in {name}" for name, value in of_preset.items())
-        flags.DEFINE(
-            _PARSERS[types[field.name]],
-            field.name,
-            None,
-            f"{field.metadata['help']} (default: {default})",
-            module_name=sys.argv[0],  # so that --help lists it
-        )
+        text = f"{field.metadata['help']} (default: {default})"
+        module = sys.argv[0]  # so that --help lists it
+        if types[field.name] is bool:
+            flags.DEFINE_boolean(field.name, None, text, module_name=module)
+        else:
+            flags.DEFINE(_PARSERS[types[field.name]], field.name, None, text, module_name=module)
 
 
 def given_flags(options: type) -> dict[str, Any]:

@@ -110,7 +110,8 @@ def summary(layers: Layers, image_size: int = 224) -> list[LayerSummary]:
     """
     check(layers)
     rows = []
-    image = shape = (1, image_size, image_size, 3)
+    image: tuple[int, ...] = (1, image_size, image_size, 3)
+    shape = image
     for name, layer in named(layers).items():
         kernel = layer.kernel_shape(shape)
         with _naming(name, image):

@@ -1,31 +1,112 @@
-"""§5: the update rule and the learning-rate schedule, in optax."""
+"""§5: the update rule and the learning-rate schedules, in optax."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
+from optax.contrib import ReduceLROnPlateauState as PlateauState
+from optax.contrib import reduce_on_plateau
+
+from alexnet_jax.config import Config
 
 
 def sgd(
-    learning_rate: optax.ScalarOrSchedule, *, momentum: float = 0.9, weight_decay: float = 5e-4
-) -> optax.GradientTransformation:
+    learning_rate: optax.ScalarOrSchedule | Mapping[str, optax.ScalarOrSchedule],
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    decay_biases: bool = True,
+) -> optax.GradientTransformationExtraArgs:
     """The paper's update rule, §5: v ← m·v - d·ε·w - ε·∂L/∂w; w ← w + v.
 
     The learning rate ε stands *inside* the velocity v. Where it drops, the old velocity keeps the old rate; in
-    `optax.sgd` (and PyTorch) the whole velocity is multiplied by the new one. Decay falls on every parameter,
-    biases included: the paper makes no exception.
+    `optax.sgd` (and PyTorch) the whole velocity is multiplied by the new one.
+
+    `update(…, rate_scale=s)` multiplies every ε by s in that step (see `plateau_next`).
 
     Args:
-      learning_rate: ε, a number or a function of the step.
+      learning_rate: ε, a number or a function of the step; or several, by parameter: under "conv1/kernel" for that
+        one, under "kernel" or "bias" for all others of the kind. Where ε is 0 nothing moves, whatever its velocity:
+        so the code of 2012 froze layers.
       momentum: m. weight_decay: d.
+      decay_biases: whether biases decay too. The paper makes no exception; in the code of 2012 they do not.
     """
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
-        optax.trace(decay=momentum),
-    )
+    rates = learning_rate if isinstance(learning_rate, Mapping) else {"kernel": learning_rate, "bias": learning_rate}
+
+    def rule(name: str) -> optax.GradientTransformationExtraArgs:
+        rate = rates[name]
+        schedule = rate if callable(rate) else optax.constant_schedule(rate)
+        decays = decay_biases or not name.endswith("bias")
+        return optax.chain(
+            optax.add_decayed_weights(weight_decay if decays else 0.0),
+            optax.scale_by_learning_rate(schedule),
+            _scale_by_argument(),
+            optax.trace(decay=momentum),
+            optax.scale_by_schedule(lambda step: jnp.sign(schedule(step))),
+        )
+
+    def names(params: PyTree) -> PyTree:
+        def name(path: Sequence[Any], _: Any) -> str:
+            keys = [key.key for key in path]
+            return "/".join(keys) if "/".join(keys) in rates else keys[-1]
+
+        return jax.tree_util.tree_map_with_path(name, params)
+
+    return optax.partition({name: rule(name) for name in rates}, names)
 
 
-def step_schedule(learning_rate: float, drops: Sequence[int]) -> optax.Schedule:
-    """`learning_rate`, divided by 10 at each of the steps in `drops` (§5 drops three times, by hand)."""
-    rates = [optax.constant_schedule(learning_rate * 0.1**number) for number in range(len(drops) + 1)]
-    return optax.join_schedules(rates, sorted(drops))
+def _scale_by_argument() -> optax.GradientTransformationExtraArgs:
+    def update(updates: PyTree, state: Any, params: Any = None, *, rate_scale: Any = 1.0, **_: Any) -> tuple:
+        return jax.tree.map(lambda update: rate_scale * update, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def step_schedule(learning_rate: float, drops: Sequence[int], freeze: int | None = None) -> optax.Schedule:
+    """`learning_rate`, divided by 10 at each of the steps in `drops`, and 0 from the step `freeze` on."""
+    drops = sorted(drops)
+    rates = [learning_rate * 0.1**number for number in range(len(drops) + 1)]
+    if freeze is not None:
+        drops = [drop for drop in drops if drop < freeze]
+        rates, drops = [*rates[: len(drops) + 1], 0.0], [*drops, freeze]
+    return optax.join_schedules([optax.constant_schedule(rate) for rate in rates], drops)
+
+
+def learning_rates(config: Config, steps_per_epoch: float) -> dict[str, optax.Schedule]:
+    """The schedules of a run, by parameter as `sgd` takes them."""
+
+    def schedule(rate: float, drops: Sequence[float], frozen_from: float = 0) -> optax.Schedule:
+        steps = [round(epoch * steps_per_epoch) for epoch in drops]
+        return step_schedule(rate, steps, round(frozen_from * steps_per_epoch) if frozen_from else None)
+
+    rate, drops = config.learning_rate, config.learning_rate_drops
+    bias_rate, bias_drops = rate, drops
+    if config.bias_learning_rate:
+        bias_rate, bias_drops = config.bias_learning_rate, config.bias_learning_rate_drops
+    return {
+        "kernel": schedule(rate, drops),
+        "bias": schedule(bias_rate, bias_drops),
+        "conv1/kernel": schedule(rate, config.conv1_learning_rate_drops or drops, config.conv1_frozen_from),
+        "conv1/bias": schedule(bias_rate, bias_drops, config.conv1_frozen_from),
+    }
+
+
+def plateau_start() -> PlateauState:
+    """Before the first evaluation: `scale`, by which the learning rates are multiplied, is 1."""
+    return reduce_on_plateau().init(jnp.zeros(()))
+
+
+def plateau_next(state: PlateauState, error: float, *, patience: int, drops: int = 3) -> PlateauState:
+    """§5: "divide the learning rate by 10 when the validation error rate stopped improving"; `drops` times at most.
+
+    Stopped means: `patience` evaluations in a row, none with an error lower than all before.
+
+    Args:
+      error: of the evaluation just done.
+    """
+    rule = reduce_on_plateau(factor=0.1, patience=patience, rtol=0.0, atol=1e-9, min_scale=0.1**drops)
+    with jax.numpy_dtype_promotion("standard"):  # optax adds integers to floats
+        return rule.update((), state, value=error)[1]

@@ -32,10 +32,13 @@ def total(tree: PyTree) -> PyTree:
     return lax.psum(tree, AXIS)
 
 
-def image_keys(key: Key[Array, ""], images: int) -> Key[Array, "{images}"]:
-    """Inside a step: one key for each of this device's images, the same for an image on any number of devices."""
-    first = lax.axis_index(AXIS) * images
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(first + np.arange(images))
+def image_keys(key: Key[Array, ""], images: int, *, chunk: int = 1) -> Key[Array, "{images}"]:
+    """Inside a step: one key for each of this device's images, the same for an image on any number of devices.
+
+    `chunk` images in a row of the whole batch get that of the first of them.
+    """
+    index = lax.axis_index(AXIS) * images + np.arange(images)
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(index // chunk * chunk)
 
 
 def shard(batch: PyTree, devices: Sequence[jax.Device]) -> PyTree:

@@ -1,6 +1,8 @@
 """§5: the training step, and the loop around it."""
 
 import contextlib
+import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from alexnet_jax import checkpoint, figures, input_pipeline, model, optim, parallel, runlog
+from alexnet_jax.architectures import ARCHITECTURES, Layers, image_size, with_classes
 from alexnet_jax.augment import split_each, training_views
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.datasets import Dataset, open_dataset
@@ -23,11 +26,12 @@ from alexnet_jax.input_pipeline import Batch
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes. step: how many have been done."""
+    """All that a step changes. step: how many have been done. plateau: optim.PlateauState."""
 
     step: PyTree  # one int32; not annotated as such, since JAX also builds trees of this form out of other leaves
     params: PyTree
     opt_state: PyTree
+    plateau: PyTree
 
 
 def init_state(net: model.AlexNet, optimizer: optax.GradientTransformation, *, crop_size: int, seed: int) -> TrainState:
@@ -35,18 +39,16 @@ def init_state(net: model.AlexNet, optimizer: optax.GradientTransformation, *, c
     init_key, _ = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, crop_size, crop_size, 3))
     params = jax.jit(lambda key: net.init(key, images, train=False)["params"])(init_key)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), optim.plateau_start())
 
 
 def make_train_step(
     net: model.AlexNet,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     mean_image: Float[Array, "size size 3"],
     pca: Float[Array, "3 3"],
-    *,
-    crop_size: int,
-    color_scale: float,
-    seed: int,
+    config: Config,
+    steps_per_epoch: float,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The step (state, batch) → (state, {"loss", "top1_error"}), for `parallel.pmap_step`.
 
@@ -54,13 +56,22 @@ def make_train_step(
     function of (seed, step, place in the global batch). The metrics are those of the augmented images, with
     dropout.
     """
-    _, random_key = jax.random.split(jax.random.key(seed))
+    _, random_key = jax.random.split(jax.random.key(config.seed))
+    augment = functools.partial(
+        training_views, mean_image=mean_image, pca=pca, size=config.crop_size, crop_to_edge=config.crop_to_edge,
+        center_mean=config.center_mean, color_rescale=config.color_rescale,
+    )  # fmt: skip
+
+    def color_scale(step: Array) -> float | Array:
+        if not config.color_off_from:
+            return config.color_scale
+        return jnp.where(step < round(config.color_off_from * steps_per_epoch), config.color_scale, 0.0)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        keys = parallel.image_keys(jax.random.fold_in(random_key, state.step), len(batch.images))
-        augment_keys, dropout_keys = split_each(keys, 2)
-        images = jnp.asarray(batch.images)
-        views = training_views(augment_keys, images, mean_image, pca, size=crop_size, color_scale=color_scale)
+        key, images = jax.random.fold_in(random_key, state.step), jnp.asarray(batch.images)
+        augment_keys, dropout_keys = split_each(parallel.image_keys(key, len(images)), 2)
+        chunk_keys, _ = split_each(parallel.image_keys(key, len(images), chunk=config.crop_chunk), 2)
+        views = augment(augment_keys, images, chunk_key=chunk_keys, color_scale=color_scale(state.step))
 
         def loss(params: PyTree) -> tuple[Array, Array]:
             logits = jnp.asarray(net.apply({"params": params}, views, train=True, key=dropout_keys))
@@ -69,8 +80,9 @@ def make_train_step(
         (value, logits), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         top1_error = jnp.mean(logits.argmax(-1) != batch.labels)
         gradients, metrics = parallel.mean((gradients, {"loss": value, "top1_error": top1_error}))
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, rate_scale=state.plateau.scale)
+        params = optax.apply_updates(state.params, updates)
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step
 
@@ -87,8 +99,9 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence
     devices = devices or jax.local_devices()
     if config.batch_size % len(devices):
         raise InputError(f"--batch_size={config.batch_size}: the {len(devices)} devices do not divide it")
-    if config.architecture not in model.ARCHITECTURES:
-        raise InputError(f"--architecture={config.architecture}: unknown; there are {', '.join(model.ARCHITECTURES)}")
+    if config.architecture not in ARCHITECTURES:
+        raise InputError(f"--architecture={config.architecture}: unknown; there are {', '.join(ARCHITECTURES)}")
+    config = dataclasses.replace(config, crop_size=config.crop_size or image_size(config.architecture))
     dataset = open_dataset(config.dataset)
     layers, parameters = _table(config, dataset)
     images = len(dataset.splits["train"])
@@ -103,14 +116,14 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence
     return _run(config, workdir, devices, dataset, model.AlexNet(layers))
 
 
-def _table(config: Config, dataset: Dataset) -> tuple[model.Layers, int]:
+def _table(config: Config, dataset: Dataset) -> tuple[Layers, int]:
     """The architecture with its last layer fitted to the data set, and its number of parameters."""
     classes = len(dataset.class_names)
     if config.num_classes and config.num_classes < classes:
         raise InputError(f"--num_classes={config.num_classes}: {dataset.path} has {classes} classes")
     if config.crop_size > dataset.size:
         raise InputError(f"--crop_size={config.crop_size}: the images of {dataset.path} have {dataset.size} pixels")
-    layers = model.with_classes(model.ARCHITECTURES[config.architecture], config.num_classes or classes)
+    layers = with_classes(ARCHITECTURES[config.architecture], config.num_classes or classes)
     try:
         return layers, sum(row.parameters for row in model.summary(layers, config.crop_size))
     except ValueError as error:
@@ -124,19 +137,16 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
     evaluate_every = config.evaluate_every or once_an_epoch
     checkpoint_every = config.checkpoint_every or once_an_epoch
 
-    schedule = optim.step_schedule(
-        config.learning_rate, [round(epoch * steps_per_epoch) for epoch in config.learning_rate_drops]
+    rates = optim.learning_rates(config, steps_per_epoch)
+    optimizer = optim.sgd(
+        rates, momentum=config.momentum, weight_decay=config.weight_decay, decay_biases=config.decay_biases
     )
-    optimizer = optim.sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
     state = parallel.replicate(init_state(net, optimizer, crop_size=config.crop_size, seed=config.seed), devices)
     mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
     pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
     train_step = parallel.pmap_step(
-        make_train_step(net, optimizer, mean_image, pca, crop_size=config.crop_size,
-                        color_scale=config.color_scale, seed=config.seed),
-        devices,
-        donate_state=True,
-    )  # fmt: skip
+        make_train_step(net, optimizer, mean_image, pca, config, steps_per_epoch), devices, donate_state=True
+    )
     evaluation_step = parallel.pmap_step(make_evaluation_step(net.apply, mean_image, config.crop_size), devices)
 
     def validate(params: PyTree) -> Errors:
@@ -178,10 +188,16 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
                         f"the loss is not finite at step {step}; the last checkpoint is that of step "
                         f"{checkpoints.latest_step() or 'none'}; try a lower --learning_rate in another --workdir"
                     )
-                log.train(step, **means, learning_rate=float(schedule(step - 1)))
+                rate = float(rates["kernel"](step - 1) * jax.device_get(state.plateau.scale))
+                log.train(step, **means, learning_rate=rate)
             if last or step % evaluate_every == 0:
                 errors = validate(state.params)
                 log.validation(step, errors)
+                if config.plateau_patience:
+                    plateau = optim.plateau_next(
+                        jax.device_get(state.plateau), errors.top1_error, patience=config.plateau_patience
+                    )
+                    state = dataclasses.replace(state, plateau=parallel.replicate(plateau, devices))
                 log.restart_clock(step)
             if saving:
                 checkpoints.save(step, state)

@@ -18,23 +18,24 @@ from PIL import Image
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from alexnet_jax import datasets, model
+from alexnet_jax import datasets
+from alexnet_jax.architectures import ARCHITECTURES, Conv, Dense, dropout, lrn, pool, relu
 
 SIZE, CROP = 40, 32
 
 # The paper's table in small: an image of 32×32 goes through it.
 TINY = (
-    model.Conv(8, 5, stride=2, padding=(0, 1), std=0.02, then=(model.relu, model.lrn, model.pool)),
-    model.Conv(8, 3, padding=1, groups=2, std=0.1, then=(model.relu, model.pool)),
-    model.Dense(16, std=0.1, then=(model.relu, model.dropout)),
-    model.Dense(3, std=0.1),
+    Conv(8, 5, stride=2, padding=(0, 1), std=0.02, then=(relu, lrn, pool)),
+    Conv(8, 3, padding=1, groups=2, std=0.1, then=(relu, pool)),
+    Dense(16, std=0.1, then=(relu, dropout)),
+    Dense(3, std=0.1),
 )
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     """A small table, as --architecture=tiny."""
-    monkeypatch.setitem(model.ARCHITECTURES, "tiny", TINY)
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
     return TINY
 
 
