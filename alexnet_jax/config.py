@@ -97,8 +97,9 @@ class Config:
         check_bounds(self)
         for name in ("learning_rate_drops", "conv1_learning_rate_drops"):
             if self.plateau_patience and getattr(self, name):
+                drops, patience = _text(getattr(self, name)), self.plateau_patience
                 raise InputError(
-                    f"--{name}={_text(getattr(self, name))}: cannot be with --plateau_patience={self.plateau_patience}; "
+                    f"--{name}={drops}: cannot be with --plateau_patience={patience}; "
                     f"give --plateau_patience=0 or --{name}="
                 )
         if self.bias_learning_rate_drops and not self.bias_learning_rate:

@@ -14,17 +14,18 @@ def places(height, width, batch=1):
     )
 
 
-def test_random_crop_cuts_a_patch_of_the_image_at_one_of_32_by_32_places():
+@pytest.mark.parametrize(("to_edge", "places_along"), [(False, 32), (True, 33)])  # §4.1: 2,048 = 32 · 32 · 2; 2012
+def test_random_crop_cuts_a_patch_of_the_image_at_one_of_32_by_32_places(to_edge, places_along):
     @jax.jit
     def corners_of_crops(key, image):
         images = jnp.broadcast_to(image, (3000, 256, 256, 3))
-        return augment.random_crop(key, images, 224)[:, ::223, ::223]
+        return augment.random_crop(key, images, 224, to_edge=to_edge)[:, ::223, ::223]
 
     corners = np.asarray(corners_of_crops(jax.random.key(0), places(256, 256).astype(jnp.uint8))).astype(int)
     tops, lefts = corners[:, 0, 0, 0], corners[:, 0, 0, 1]
-    assert set(tops) == set(lefts) == set(range(32))  # §4.1: 2,048 = 32 · 32 · 2
+    assert set(tops) == set(lefts) == set(range(places_along))
     assert abs(np.corrcoef(tops, lefts)[0, 1]) < 0.1
-    np.testing.assert_array_equal(corners[:, 1, 1, :2], corners[:, 0, 0, :2] + 223)
+    np.testing.assert_array_equal(corners[:, 1, 1, :2], (corners[:, 0, 0, :2] + 223) % 256)
 
 
 def test_random_crop_of_the_whole_image_is_the_image():
@@ -73,6 +74,46 @@ def test_training_views_subtract_each_pixels_own_mean():
     images = jnp.broadcast_to(mean, (4, 40, 40, 3)).astype(jnp.uint8)
     views = augment.training_views(jax.random.key(0), images, mean, jnp.eye(3), size=32, color_scale=0.0)
     np.testing.assert_array_equal(views, np.zeros((4, 32, 32, 3)))
+
+
+def test_with_center_mean_every_patch_loses_the_same_center_however_it_lies():
+    mean = places(40, 40)[0]
+    images = jnp.full((64, 40, 40, 3), 200, jnp.uint8)
+    options = {"size": 32, "color_scale": 0.0, "center_mean": True}
+    views = augment.training_views(jax.random.key(0), images, mean, jnp.eye(3), **options)
+    np.testing.assert_array_equal(views, np.broadcast_to(200 - mean[4:36, 4:36], views.shape))
+
+
+def test_color_rescale_divides_image_and_color():
+    images = jnp.array(np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3)), jnp.uint8)
+    mean, pca, key = jnp.full((40, 40, 3), 120.0), 50 * jnp.eye(3), jax.random.key(0)
+    options = {"size": 32, "color_scale": 0.1}
+    plain = augment.training_views(key, images, mean, pca, **options)
+    rescaled = augment.training_views(key, images, mean, pca, color_rescale=True, **options)
+    np.testing.assert_allclose(rescaled, plain / 1.1, rtol=1e-6, atol=1e-5)
+    options["color_scale"] = jnp.float32(0)  # as where the colour is off: nothing is divided
+    without = augment.training_views(key, images, mean, pca, color_rescale=True, **options)
+    np.testing.assert_array_equal(without, augment.training_views(key, images, mean, pca, **options))
+
+
+def test_a_chunk_shares_patch_and_reflection_but_not_its_color():
+    images = jnp.broadcast_to(places(40, 40), (200, 40, 40, 3)).astype(jnp.uint8)
+    keys = jax.random.split(jax.random.key(0), 200)
+    chunk_keys = keys[jnp.arange(200) // 50 * 50]
+
+    def views(color_scale, chunk_key):
+        options = {"size": 32, "color_scale": color_scale, "chunk_key": chunk_key}
+        return np.asarray(augment.training_views(keys, images, jnp.zeros((40, 40, 3)), jnp.eye(3), **options))
+
+    def distinct(views):
+        return len(np.unique(views.reshape(len(views), -1), axis=0))
+
+    plain = views(0.0, chunk_keys)
+    assert [distinct(plain[start : start + 50]) for start in range(0, 200, 50)] == [1] * 4
+    assert distinct(plain) > 1
+    np.testing.assert_array_equal(plain[0], views(0.0, None)[0])  # that of the chunk's first image
+    assert distinct(views(0.0, None)) > 50
+    assert distinct(views(0.1, chunk_keys)) == 200
 
 
 @pytest.mark.parametrize("color_scale", [0.0, 0.1])

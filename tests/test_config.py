@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from alexnet_jax import config, model
+from alexnet_jax import config
+from alexnet_jax.architectures import ARCHITECTURES
 
 
 @pytest.mark.parametrize(
@@ -24,4 +25,4 @@ def test_impossible_values_name_the_flag(field, value, message):
 
 
 def test_presets_name_architectures_that_exist():
-    assert {preset.architecture for preset in config.PRESETS.values()} <= set(model.ARCHITECTURES)
+    assert {preset.architecture for preset in config.PRESETS.values()} <= set(ARCHITECTURES)

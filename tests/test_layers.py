@@ -47,24 +47,57 @@ def lrn_oracle(x, size, k, alpha, beta, groups):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("alpha", [1e-4, 1e-4 / 5])  # as the paper has it; as the 2012 code has it
 @pytest.mark.parametrize("scale", [0.01, 1.0, 300.0])
-def test_local_response_norm(groups, scale):
+def test_local_response_norm(groups, alpha, scale):
     x = normal(0, 2, 3, 3, 12, scale=scale)
-    constants = {"size": 5, "k": 2.0, "alpha": 1e-4, "beta": 0.75, "groups": groups}
+    constants = {"size": 5, "k": 2.0, "alpha": alpha, "beta": 0.75, "groups": groups}
     out = layers.local_response_norm(jnp.array(x), **constants)
     np.testing.assert_allclose(out, lrn_oracle(x, **constants), rtol=1e-5, atol=1e-7 * scale)
+
+
+def numeric_gradient(function, x, weights):
+    """Of Σ weights · function(x), by central differences."""
+    gradient = np.zeros(x.shape)
+    for index in np.ndindex(x.shape):
+        step = np.zeros(x.shape)
+        step[index] = 1e-3
+        gradient[index] = np.sum(weights * (function(x + step) - function(x - step))) / 2e-3
+    return gradient
 
 
 def test_local_response_norm_gradient():
     x, weights = normal(0, 2, 12, scale=100), normal(1, 2, 12)
     constants = {"size": 5, "k": 2.0, "alpha": 1e-4, "beta": 0.75, "groups": 2}
     gradient = jax.grad(lambda x: jnp.sum(weights * layers.local_response_norm(x, **constants)))(jnp.array(x))
-    expected = np.zeros(x.shape)
-    for index in np.ndindex(x.shape):
-        step = np.zeros(x.shape)
-        step[index] = 1e-3
-        rise = lrn_oracle(x + step, **constants) - lrn_oracle(x - step, **constants)
-        expected[index] = np.sum(weights * rise) / 2e-3
+    expected = numeric_gradient(lambda x: lrn_oracle(x, **constants), x, weights)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+SRN = {"size": 5, "alpha": 4e-5, "beta": 0.75}  # of 2012: 0.001 over 25
+
+
+def srn_oracle(x, size, alpha, beta):
+    x, reach = x.astype(np.float64), size // 2
+    out = np.zeros_like(x)
+    for i in range(x.shape[1]):
+        for j in range(x.shape[2]):
+            window = x[:, max(0, i - reach) : i + reach + 1, max(0, j - reach) : j + reach + 1]
+            out[:, i, j] = x[:, i, j] / (1 + alpha * np.sum(window**2, axis=(1, 2))) ** beta
+    return out
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 300.0])
+def test_spatial_response_norm(scale):
+    x = normal(0, 2, 7, 9, 3, scale=scale)
+    out = layers.spatial_response_norm(jnp.array(x), **SRN)
+    np.testing.assert_allclose(out, srn_oracle(x, **SRN), rtol=1e-5, atol=1e-7 * scale)
+
+
+def test_spatial_response_norm_gradient():
+    x, weights = normal(0, 1, 6, 5, 2, scale=100), normal(1, 1, 6, 5, 2)
+    gradient = jax.grad(lambda x: jnp.sum(weights * layers.spatial_response_norm(x, **SRN)))(jnp.array(x))
+    expected = numeric_gradient(lambda x: srn_oracle(x, **SRN), x, weights)
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -77,6 +110,20 @@ def test_max_pool(window, stride, height, width):
     for i in range(rows):
         for j in range(columns):
             patch = x[:, i * stride : i * stride + window, j * stride : j * stride + window]
+            np.testing.assert_array_equal(out[:, i, j], patch.max((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "length", "outputs"),
+    [(2, 2, 55, 28), (2, 2, 11, 6), (3, 2, 32, 16), (3, 2, 13, 6), (2, 4, 7, 2), (2, 4, 8, 2)],
+)
+def test_max_pool_in_ceil_mode_clips_the_last_window(window, stride, length, outputs):
+    x = normal(0, 2, length, length + stride, 3) - 10  # all negative: padding by zeros would show
+    out = layers.max_pool(jnp.array(x), window=window, stride=stride, ceil_mode=True)
+    assert out.shape == (2, outputs, outputs + 1, 3)
+    for i in range(outputs):
+        for j in range(outputs + 1):
+            patch = x[:, i * stride : i * stride + window, j * stride : j * stride + window]  # clipped by NumPy
             np.testing.assert_array_equal(out[:, i, j], patch.max((1, 2)))
 
 
@@ -99,6 +146,21 @@ def test_dropout_zeros_without_rescaling_and_halves_at_test():
     assert np.mean(train == 0) == pytest.approx(0.5, abs=0.01)
     np.testing.assert_array_equal(layers.dropout(x, None, rate=0.25), np.full((64, 500), 2.25))
     assert np.mean(layers.dropout(x, jax.random.key(0), rate=0.25) == 0) == pytest.approx(0.25, abs=0.01)
+
+
+def test_inverted_dropout_rescales_in_training_and_keeps_at_test():
+    x = jnp.full((64, 500), 3.0)
+    train = layers.dropout(x, jax.random.key(0), rate=0.25, inverted=True)
+    assert set(np.unique(train)) == {0.0, 4.0}
+    assert np.mean(train) == pytest.approx(3.0, abs=0.03)
+    np.testing.assert_array_equal(layers.dropout(x, None, inverted=True), x)
+
+
+def test_what_no_window_fits_is_refused():
+    with pytest.raises(ValueError, match="2×9 is smaller than a pooling window of 3"):
+        layers.max_pool(jnp.zeros((1, 2, 9, 1)), window=3, stride=2)
+    with pytest.raises(ValueError, match="4×11, padded, is smaller than a window of 5"):
+        layers.conv2d(jnp.zeros((1, 2, 9, 1)), jnp.zeros((5, 5, 1, 1)), padding=(0, 2))
 
 
 def test_dropout_differs_by_image_and_not_by_how_the_batch_is_cut():

@@ -11,6 +11,7 @@ import pytest
 from conftest import CROP, TINY
 
 from alexnet_jax import checkpoint, model, parallel, train
+from alexnet_jax.architectures import ARCHITECTURES, with_classes
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.datasets import open_dataset
 from alexnet_jax.input_pipeline import training_batches
@@ -84,7 +85,7 @@ def test_a_continued_run_is_bit_for_bit_the_run_that_was_not_stopped(config, tmp
     with pytest.raises(Stopped):
         train.train_and_evaluate(config, tmp_path / "stopped", devices=ONE)
     monkeypatch.undo()
-    monkeypatch.setitem(model.ARCHITECTURES, "tiny", TINY)
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
     train.train_and_evaluate(config, tmp_path / "stopped", devices=ONE)
 
     assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
@@ -207,7 +208,7 @@ def test_more_outputs_than_classes(config, tmp_path):
     config = dataclasses.replace(config, num_classes=7, epochs=0.5)
     train.train_and_evaluate(config, tmp_path, devices=ONE)
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
-    net = model.AlexNet(model.with_classes(TINY, 7))
+    net = model.AlexNet(with_classes(TINY, 7))
     state = parallel.replicate(train.init_state(net, sgd(lambda step: 0.1), crop_size=CROP, seed=0), ONE)
     assert checkpoints.restore(checkpoints.latest_step(), state).params["fc4"]["bias"].shape == (7,)
     checkpoints.close()
