@@ -133,6 +133,12 @@ def test_caffe_reads_227_and_normalizes_across_the_groups():
     assert [layer.bias for layer in caffe] == [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]
 
 
+def test_torchvision_drops_what_the_dense_layers_read():
+    drops = [name for name, layer in named(ARCHITECTURES["torchvision"]).items() if "dropout" in str(step_names(layer))]
+    assert drops == ["conv5", "fc6"]
+    assert step_names(ARCHITECTURES["torchvision"][4]) == [RELU, POOL, ("dropout", {"inverted": True})]
+
+
 def test_torchvisions_deviations_are_those_of_pytorchs_uniform_weights():
     for row, layer in zip(model.summary(ARCHITECTURES["torchvision"]), ARCHITECTURES["torchvision"], strict=True):
         inputs = (row.parameters - layer.features) / layer.features

@@ -1,4 +1,4 @@
-"""The paper's network against PyTorch's operations, with the same weights: outputs and gradients of every layer."""
+"""Networks against PyTorch's modules in float64, with the same weights: outputs and gradients of every layer."""
 
 import jax
 import jax.numpy as jnp
@@ -7,60 +7,143 @@ import optax
 import pytest
 
 from alexnet_jax import model
+from alexnet_jax.architectures import ARCHITECTURES, image_size
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install 'alexnet_jax[parity]' brings it")
-
-functional = torch.nn.functional
-
-
-def torch_network(params, images):
-    """Figure 2 and §3 in PyTorch, evaluation mode (dropout: outputs times one half). Returns logits."""
-
-    def convolve(x, name, **options):
-        layer = params[name]
-        return functional.relu(functional.conv2d(x, layer["kernel"].permute(3, 2, 0, 1), layer["bias"], **options))
-
-    def normalize(x):  # PyTorch divides alpha by the size; the two GPUs' halves are normalised apart
-        halves = x.chunk(2, dim=1)
-        return torch.cat([functional.local_response_norm(half, 5, alpha=5e-4, beta=0.75, k=2.0) for half in halves], 1)
-
-    def pool(x):
-        return functional.max_pool2d(x, 3, 2)
-
-    x = functional.pad(images.permute(0, 3, 1, 2), (0, 3, 0, 3))
-    x = pool(normalize(convolve(x, "conv1", stride=4)))
-    x = pool(normalize(convolve(x, "conv2", padding=2, groups=2)))
-    x = convolve(x, "conv3", padding=1)
-    x = convolve(x, "conv4", padding=1, groups=2)
-    x = pool(convolve(x, "conv5", padding=1, groups=2))
-    x = x.permute(0, 2, 3, 1).flatten(1)
-    x = 0.5 * functional.relu(x @ params["fc6"]["kernel"] + params["fc6"]["bias"])
-    x = 0.5 * functional.relu(x @ params["fc7"]["kernel"] + params["fc7"]["bias"])
-    return x @ params["fc8"]["kernel"] + params["fc8"]["bias"]
+nn = torch.nn
 
 
-def test_logits_loss_and_gradients_of_the_paper_network_equal_pytorchs():
-    net = model.AlexNet(model.PAPER)
-    images = 60 * jax.random.normal(jax.random.key(1), (2, 224, 224, 3))
+class ByGPU(nn.Module):
+    """A module for each half of the channels, as on two GPUs."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return torch.cat([self.module(half) for half in x.chunk(2, dim=1)], dim=1)
+
+
+class Halve(nn.Module):
+    """§4.2 at test time: "multiply their outputs by 0.5"."""
+
+    def forward(self, x):
+        return 0.5 * x
+
+
+class Rows(nn.Module):
+    """Flattens in the order height, width, channel."""
+
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def paper():
+    """§3 and Figure 2. PyTorch divides alpha by the size."""
+    norm = ByGPU(nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0))
+    return {
+        "conv1": [nn.ZeroPad2d((0, 3, 0, 3)), nn.Conv2d(3, 96, 11, 4), nn.ReLU(), norm, nn.MaxPool2d(3, 2)],
+        "conv2": [nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(), norm, nn.MaxPool2d(3, 2)],
+        "conv3": [nn.Conv2d(256, 384, 3, padding=1), nn.ReLU()],
+        "conv4": [nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU()],
+        "conv5": [nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2)],
+        "fc6": [Rows(), nn.Linear(9216, 4096), nn.ReLU(), Halve()],
+        "fc7": [nn.Linear(4096, 4096), nn.ReLU(), Halve()],
+        "fc8": [nn.Linear(4096, 1000)],
+    }
+
+
+def caffe():
+    """BVLC's train_val.prototxt: 227 × 227, local_size 5, alpha 0.0001, beta 0.75, and Caffe's k of 1."""
+    norm = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+    return {
+        **paper(),
+        "conv1": [nn.Conv2d(3, 96, 11, 4), nn.ReLU(), norm, nn.MaxPool2d(3, 2)],
+        "conv2": [nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(), norm, nn.MaxPool2d(3, 2)],
+        "fc6": [Rows(), nn.Linear(9216, 4096), nn.ReLU(), nn.Dropout()],
+        "fc7": [nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout()],
+    }
+
+
+def torchvision():
+    """torchvision.models.alexnet."""
+    return {
+        "conv1": [nn.Conv2d(3, 64, 11, 4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)],
+        "conv2": [nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)],
+        "conv3": [nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()],
+        "conv4": [nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()],
+        "conv5": [nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2), nn.AdaptiveAvgPool2d(6),
+                  nn.Dropout()],
+        "fc6": [Rows(), nn.Linear(9216, 4096), nn.ReLU(), nn.Dropout()],
+        "fc7": [nn.Linear(4096, 4096), nn.ReLU()],
+        "fc8": [nn.Linear(4096, 1000)],
+    }  # fmt: skip
+
+
+def fill(layers, params):
+    """Puts our parameters in: kernels are HWIO here and OIHW there, dense ones transposed."""
+    for name, modules in layers.items():
+        for module in modules:
+            module.double().eval()
+            if hasattr(module, "weight"):
+                kernel = np.asarray(params[name]["kernel"], np.float64)
+                kernel = kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
+                module.weight = nn.Parameter(torch.tensor(kernel))
+                module.bias = nn.Parameter(torch.tensor(np.asarray(params[name]["bias"], np.float64)))
+
+
+def gradient(modules):
+    """Of the kernel and bias of a layer, in our order."""
+    (module,) = (module for module in modules if hasattr(module, "weight"))
+    kernel = module.weight.grad.numpy()
+    return {
+        "kernel": kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T,
+        "bias": module.bias.grad.numpy(),
+    }
+
+
+def channels_last(x):
+    x = x.detach().numpy()
+    return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+
+
+def error(ours, theirs):
+    return np.linalg.norm(np.asarray(ours, np.float64) - theirs) / np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize(("name", "build"), [("paper", paper), ("caffe", caffe), ("torchvision", torchvision)])
+def test_outputs_and_gradients_of_every_layer_equal_pytorchs(name, build):
+    net, size = model.AlexNet(ARCHITECTURES[name]), image_size(name)
+    images = 60 * jax.random.normal(jax.random.key(1), (2, size, size, 3))
     labels = np.array([3, 777])
     params = jax.jit(lambda key: net.init(key, images[:1], train=False))(jax.random.key(0))["params"]
+    # Biases of all values: equal ones would hide a wrong order.
+    params = jax.tree.map(
+        lambda w: w + 0.1 * jax.random.normal(jax.random.key(2), w.shape) if w.ndim == 1 else w, params
+    )
 
-    def loss(params):
+    def loss(params, images):
         logits = net.apply({"params": params}, images, train=False)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.array(labels)).mean(), logits
+        return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.array(labels)).mean()
 
-    (value, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    value, (gradients, of_images) = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, images)
+    outputs = jax.jit(lambda params: model.activations(net, {"params": params}, images))(params)
 
-    # In float64, so that all of the difference is ours.
-    theirs = jax.tree.map(lambda x: torch.tensor(np.asarray(x), dtype=torch.float64, requires_grad=True), params)
-    their_logits = torch_network(theirs, torch.tensor(np.asarray(images), dtype=torch.float64))
-    their_loss = functional.cross_entropy(their_logits, torch.tensor(labels))
+    layers = build()
+    fill(layers, params)
+    their_images = torch.tensor(np.asarray(images, np.float64), requires_grad=True)
+    x = their_images.permute(0, 3, 1, 2)
+    for layer, modules in layers.items():
+        x = nn.Sequential(*modules)(x)
+        theirs = channels_last(x)
+        assert outputs[layer].shape == theirs.shape
+        assert error(outputs[layer], theirs) < 1e-5, layer
+    their_loss = nn.functional.cross_entropy(x, torch.tensor(labels))
     their_loss.backward()
 
-    np.testing.assert_allclose(logits, their_logits.detach(), rtol=1e-4, atol=1e-5)
     assert float(value) == pytest.approx(their_loss.item(), rel=1e-6)
-    for name, layer in gradients.items():
-        for kind, gradient in layer.items():
-            expected = theirs[name][kind].grad.numpy()
-            error = np.linalg.norm(gradient - expected) / np.linalg.norm(expected)
-            assert error < 1e-5, f"{name}/{kind}: {error:.1e}"
+    for layer, modules in layers.items():
+        for kind, expected in gradient(modules).items():
+            found = error(gradients[layer][kind], expected)
+            assert found < 1e-5, f"{layer}/{kind}: {found:.1e}"
+    assert error(of_images, their_images.grad.numpy()) < 1e-5

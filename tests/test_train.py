@@ -15,9 +15,10 @@ from alexnet_jax.architectures import ARCHITECTURES, with_classes
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.datasets import open_dataset
 from alexnet_jax.input_pipeline import training_batches
-from alexnet_jax.optim import sgd
+from alexnet_jax.optim import learning_rates, sgd
 
 ONE, TWO = jax.devices()[:1], jax.devices()[:2]
+RATES = learning_rates(Config(), 1.0)
 
 
 @pytest.fixture
@@ -38,9 +39,7 @@ def losses(workdir):
 def final_params(workdir):
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
     step = checkpoints.latest_step()
-    state = parallel.replicate(
-        train.init_state(model.AlexNet(TINY), sgd(lambda step: 0.1), crop_size=CROP, seed=0), ONE
-    )
+    state = parallel.replicate(train.init_state(model.AlexNet(TINY), sgd(RATES), crop_size=CROP, seed=0), ONE)
     state = checkpoints.restore(step, state)
     checkpoints.close()
     return jax.device_get(state.params)
@@ -68,9 +67,16 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop_at", [3, 5, 8])
-def test_a_continued_run_is_bit_for_bit_the_run_that_was_not_stopped(config, tmp_path, monkeypatch, stop_at):
-    config = dataclasses.replace(config, checkpoint_every=2)
+OF_2012 = {  # what the preset `original` sets, at epochs that this run has
+    "crop_to_edge": True, "crop_chunk": 8, "center_mean": True, "color_rescale": True, "color_off_from": 2.0,
+    "conv1_learning_rate_drops": (1.0,), "conv1_frozen_from": 2.5, "bias_learning_rate": 0.004, "decay_biases": False,
+}  # fmt: skip
+PLATEAU = {"learning_rate_drops": (), "plateau_patience": 1, "evaluate_every": 1}
+
+
+@pytest.mark.parametrize(("stop_at", "changes"), [(3, {}), (5, PLATEAU), (8, OF_2012)])
+def test_a_continued_run_is_bit_for_bit_the_run_that_was_not_stopped(config, tmp_path, monkeypatch, stop_at, changes):
+    config = dataclasses.replace(config, checkpoint_every=2, **changes)
     train.train_and_evaluate(config, tmp_path / "whole", devices=ONE)
 
     batches = train.input_pipeline.training_batches
@@ -93,6 +99,26 @@ def test_a_continued_run_is_bit_for_bit_the_run_that_was_not_stopped(config, tmp
     jax.tree.map(np.testing.assert_array_equal, whole, stopped)
 
 
+def test_the_rate_drops_when_the_validation_error_stops_improving(config, tmp_path):
+    config = dataclasses.replace(config, **PLATEAU, log_every=1, epochs=6.0)
+    train.train_and_evaluate(config, tmp_path, devices=ONE)
+    rates = {line["step"]: line["learning_rate"] for line in metrics(tmp_path)}
+    best, rate, drops = 2.0, 0.002, 0
+    for line in metrics(tmp_path, "validation"):
+        assert rates[line["step"]] == pytest.approx(rate, rel=1e-5)
+        if line["top1_error"] >= best and drops < 3:
+            rate, drops = rate / 10, drops + 1
+        best = min(best, line["top1_error"])
+    assert drops == 3
+
+
+def test_two_devices_give_the_loss_curve_of_one_in_the_2012_form_too(config, tmp_path):
+    for name, devices in (("one", ONE), ("two", TWO)):
+        train.train_and_evaluate(dataclasses.replace(config, **OF_2012), tmp_path / name, devices=devices)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-4)
+
+
 def test_lines_evaluations_and_checkpoints_come_when_they_should(config, tmp_path):
     config = dataclasses.replace(config, log_every=5, evaluate_every=4, checkpoint_every=7)
     train.train_and_evaluate(config, tmp_path, devices=ONE)
@@ -104,23 +130,48 @@ def test_lines_evaluations_and_checkpoints_come_when_they_should(config, tmp_pat
     np.testing.assert_allclose(rates, [0.002, 0.002, 0.0002, 0.0002])  # drops after 3 epochs: 9 steps of 16
 
 
-def step_and_state(prepared, devices):
+def step_and_state(prepared, devices, **changes):
     statistics = open_dataset(str(prepared)).statistics
     mean_image, pca = (jnp.asarray(x, jnp.float32) for x in (statistics.mean_image, statistics.color_pca))
     net, optimizer = model.AlexNet(TINY), sgd(0.001)
-    step = train.make_train_step(net, optimizer, mean_image, pca, crop_size=CROP, color_scale=0.1, seed=0)
+    step = train.make_train_step(net, optimizer, mean_image, pca, Config(crop_size=CROP, **changes), 2.0)
     state = parallel.replicate(train.init_state(net, optimizer, crop_size=CROP, seed=0), devices)
     return parallel.pmap_step(step, devices, donate_state=True), state
 
 
-def test_what_is_random_is_drawn_anew_at_each_step(prepared):
+def losses_at(prepared, numbers, **changes):
+    """Of the step after so many, each from the same parameters and on the same batch."""
     (batch,) = training_batches(open_dataset(str(prepared)), batch_size=16, seed=0, steps=range(1))
-    losses = []
-    for number in (0, 0, 1):
-        step, state = step_and_state(prepared, ONE)
-        state = state.replace(step=state.step + number)
-        losses.append(float(step(state, parallel.shard(batch, ONE))[1]["loss"]))
-    assert losses[0] == losses[1] != losses[2]
+    step, state = step_and_state(prepared, ONE, **changes)
+    batch, found = parallel.shard(batch, ONE), []
+    for number in numbers:
+        copy = jax.tree.map(jnp.copy, state)  # the step donates it
+        found.append(float(step(copy.replace(step=copy.step + number), batch)[1]["loss"]))
+    return found
+
+
+def test_what_is_random_is_drawn_anew_at_each_step(prepared):
+    first, again, other = losses_at(prepared, [0, 0, 1])
+    assert first == again != other
+
+
+def test_the_color_stops_at_its_epoch(prepared):
+    before, after = losses_at(prepared, [5, 6], color_rescale=True, color_off_from=3.0)  # epochs of 2 steps
+    with_color = losses_at(prepared, [5, 6], color_rescale=True)
+    (without,) = losses_at(prepared, [6], color_scale=0.0)
+    assert [before, after] == pytest.approx([with_color[0], without], rel=1e-6)
+    assert after != pytest.approx(with_color[1], rel=1e-6)
+
+
+def test_the_frozen_layer_stays_and_the_others_move(config, tmp_path):
+    config = dataclasses.replace(config, conv1_frozen_from=2.0, checkpoint_every=3)
+    train.train_and_evaluate(dataclasses.replace(config, epochs=2.0), tmp_path / "two", devices=ONE)
+    train.train_and_evaluate(config, tmp_path / "four", devices=ONE)
+    two, four = final_params(tmp_path / "two"), final_params(tmp_path / "four")
+    for name in two:
+        for kind in two[name]:
+            same = np.array_equal(two[name][kind], four[name][kind])
+            assert same == (name == "conv1"), f"{name}/{kind}"
 
 
 def test_a_step_compiles_once_and_donates_its_state(prepared):
@@ -166,7 +217,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
         (
             {"crop_size": 8},
             ONE,
-            "--architecture=tiny --crop_size=8: conv2: does not fit an image of 8×8",
+            "--architecture=tiny --crop_size=8: conv2: 1×1 is smaller than a pooling window of 3",
         ),
         ({"num_classes": 2}, ONE, "--num_classes=2: .* has 3 classes"),
         ({"architecture": "vgg"}, ONE, "--architecture=vgg: unknown"),
@@ -209,6 +260,6 @@ def test_more_outputs_than_classes(config, tmp_path):
     train.train_and_evaluate(config, tmp_path, devices=ONE)
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
     net = model.AlexNet(with_classes(TINY, 7))
-    state = parallel.replicate(train.init_state(net, sgd(lambda step: 0.1), crop_size=CROP, seed=0), ONE)
+    state = parallel.replicate(train.init_state(net, sgd(RATES), crop_size=CROP, seed=0), ONE)
     assert checkpoints.restore(checkpoints.latest_step(), state).params["fc4"]["bias"].shape == (7,)
     checkpoints.close()
