@@ -38,14 +38,18 @@ _PARSERS: Mapping[Any, flags.ArgumentParser] = {
 
 
 def define_flags(options: type, presets: Mapping[str, Any] | None = None) -> None:
-    """One flag for each field of the dataclass `options`, with the field's help and its default, in each preset."""
+    """One flag for each field of the dataclass `options`, with the field's help and its default.
+
+    presets: several settings of `options`, the default one first.
+    """
     types = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
-        of_preset = {name: _text(getattr(preset, field.name)) for name, preset in (presets or {}).items()}
-        default = _text(field.default)
-        if len(set(of_preset.values())) > 1:
-            default = ", ".join(f"{value} in {name}" for name, value in of_preset.items())
-        text = f"{field.metadata['help']} (default: {default})"
+        default, others = _text(field.default), ""
+        if presets:
+            texts = {name: _text(getattr(preset, field.name)) for name, preset in presets.items()}
+            default = next(iter(texts.values()))
+            others = "".join(f"; {name}: {text}" for name, text in texts.items() if text != default)
+        text = f"{field.metadata['help']} (default: {default}{others})"
         module = sys.argv[0]  # so that --help lists it
         if types[field.name] is bool:
             flags.DEFINE_boolean(field.name, None, text, module_name=module)

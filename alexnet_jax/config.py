@@ -51,7 +51,10 @@ class Config:
     Raises InputError for an impossible value.
     """
 
-    architecture: str = option("demo", "table of layers, a name in model.ARCHITECTURES")
+    architecture: str = option(
+        "demo", "table of layers, by its name in model.ARCHITECTURES: paper, original, one_gpu, no_normalization, "
+        "non_overlapping_pooling, six_conv, caffe, torchvision, demo"
+    )  # fmt: skip
     dataset: str = option("shapes", "a folder that alexnet_jax.prepare wrote, or the built-in data set 'shapes'")
     num_classes: int = option(0, "outputs of the last layer; 0: as many as the data set has classes", minimum=0)
     crop_size: int = option(

@@ -1,6 +1,7 @@
 """The command, as a user calls it: processes of their own."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -8,6 +9,8 @@ import sys
 import time
 
 import pytest
+
+from alexnet_jax.architectures import ARCHITECTURES
 
 COMMAND = [sys.executable, "-m", "alexnet_jax.main"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as users have
@@ -24,7 +27,9 @@ def test_help_lists_every_field_with_its_default_in_each_preset():
     process = call("--help")
     assert process.returncode == 0
     out = " ".join(process.stdout.split())
-    assert "--batch_size: images a step, over all devices together (§5) (default: 32 in demo, 128 in paper)" in out
+    assert "--batch_size: images a step, over all devices together (§5) (default: 32; paper: 128; original: 128)" in out
+    assert "from every patch, not each pixel's own mean (default: False; original: True)" in out
+    assert all(name in out.partition("--architecture: ")[2].partition("--")[0] for name in ARCHITECTURES)
     assert "--momentum: momentum (§5) (default: 0.9)" in out
     assert "python -m alexnet_jax.main --workdir=DIR" in out
 
@@ -32,12 +37,14 @@ def test_help_lists_every_field_with_its_default_in_each_preset():
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--preset=nonsense", "--preset=nonsense: unknown; there are demo, paper"),
+        ("--preset=nonsense", "--preset=nonsense: unknown; there are demo, paper, original"),
         ("--dataset=nowhere", "--dataset=nowhere: neither a folder nor the built-in data set"),
-        ("--architecture=vgg", "--architecture=vgg: unknown; there are paper, demo"),
+        ("--architecture=vgg", "--architecture=vgg: unknown; there are paper, original, one_gpu"),
         ("--batch_size=many", "--batch_size=many"),
         ("--batch_size=0", "--batch_size=0: must be at least 1"),
         ("--learning_rate_drops=1,x", "--learning_rate_drops=1,x"),
+        ("--plateau_patience=2", "--learning_rate_drops=3.0: cannot be with --plateau_patience=2; give --plateau_pat"),
+        ("--decay_biases=perhaps", "--decay_biases=perhaps"),
         ("--bach_size=3", "Unknown command line flag 'bach_size'"),
         ("shapes", "shapes: not a flag"),
     ],
@@ -109,6 +116,24 @@ def test_a_whole_run_leaves_its_results(tmp_path, photos):
     again = call(f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "result.json").read_text())["top1_error"] == result["top1_error"]
+
+
+def test_the_presets_of_the_paper_and_of_2012_run_and_their_configs_tell_them_apart(tmp_path, photos):
+    configs = {}
+    for preset in ("paper", "original"):
+        workdir = tmp_path / preset
+        process = call(f"--workdir={workdir}", f"--dataset={photos}", f"--preset={preset}", *QUICK)
+        assert process.returncode == 0, process.stderr
+        losses = [json.loads(line).get("loss", 0) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        assert len(losses) == 5
+        assert all(math.isfinite(loss) for loss in losses)
+        configs[preset] = json.loads((workdir / "config.json").read_text())["config"]
+    paper, original = configs["paper"], configs["original"]
+    assert {name for name in paper if paper[name] != original[name]} == {
+        "architecture", "crop_to_edge", "crop_chunk", "center_mean", "color_rescale", "color_off_from",
+        "learning_rate_drops", "plateau_patience", "conv1_learning_rate_drops", "conv1_frozen_from",
+        "bias_learning_rate", "decay_biases",
+    }  # fmt: skip
 
 
 def checkpoints(workdir):
