@@ -39,7 +39,7 @@ class AlexNet(nn.Module):
     """The network of a table of layers.
 
     `init(key, images, train=False)` gives {"params": {"conv1": {"kernel", "bias"}, …}}, in float32.
-    `apply({"params": …}, images, train=…, key=…)` gives logits, float32, shape (n, classes).
+    `apply({"params": …}, images, train=…, key=…)` gives logits, shape (n, classes), float32 or wider.
 
     layers: the table; one that is impossible raises ValueError here, and naming the layer. dtype: in which to compute.
     """
@@ -66,7 +66,7 @@ class AlexNet(nn.Module):
         for number, (name, layer) in enumerate(named(self.layers).items()):
             with _naming(name, images.shape):
                 x = _Layer(layer, self.dtype, name=name)(x, _fold_in(keys, number))
-        return x.astype(jnp.float32)
+        return x.astype(jnp.promote_types(self.dtype, jnp.float32))
 
 
 @contextlib.contextmanager
