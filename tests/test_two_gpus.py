@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from conftest import CROP, TINY
 
@@ -30,8 +31,8 @@ def test_two_devices_compute_what_one_does():
 
 def test_each_device_holds_half_of_every_parameter():
     whole = sum(row.parameters for row in model.summary(LAYERS, CROP))
-    params = jax.eval_shape(lambda key: model.AlexNet(LAYERS).init(key, jax.numpy.zeros((1, CROP, CROP, 3)), train=False),
-                            jax.random.key(0))["params"]  # fmt: skip
+    net, images = model.AlexNet(LAYERS), jnp.zeros((1, CROP, CROP, 3))
+    params = jax.eval_shape(lambda: net.init(jax.random.key(0), images, train=False))["params"]
     halves = jax.tree.leaves(jax.eval_shape(two_gpus.split, params))
     assert all(half.shape[0] == 2 for half in halves)
     assert sum(half.size for half in halves) == whole
