@@ -51,18 +51,17 @@ def first_runs() -> str:
     return f"{table(header, rows)}\n\n{note}"
 
 
-def paper_steps() -> str:
-    values = log("first_runs_paper")
-    losses = {int(step): loss for step, loss in values["loss_by_step"].items()}
-    last = max(losses)
+def first_steps() -> str:
+    logs = {preset: log(f"first_runs_{preset}") for preset in ("paper", "original")}
+    losses = {name: {int(step): loss for step, loss in values["loss_by_step"].items()} for name, values in logs.items()}
+    last = max(losses["paper"])
     shown = [step for step in (1, 2, 3, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 400) if step < last] + [last]
-    rows = [["step", *shown], ["loss, nats", *(f"{losses[step]:.3f}" for step in shown)]]
-    note = (
-        f"Batch {values['config']['batch_size']}, rate {values['config']['learning_rate']}, "
-        f"{values['result']['images_per_second']:.1f} images/s (median) on {where(values)}; "
-        f"validation top-1 error at the end {100 * values['result']['top1_error']:.1f} %. {_fall(losses)}"
-    )
-    return f"{table([str(cell) for cell in rows[0]], [rows[1]])}\n\n{note}"
+    rows = [[f"loss, `{name}`", *(f"{of_step[step]:.3f}" for step in shown)] for name, of_step in losses.items()]
+    notes = [
+        f"`{name}`: {100 * logs[name]['result']['top1_error']:.1f} % validation top-1 error at the end. {_fall(losses[name])}"
+        for name in logs
+    ]
+    return f"{table(['step', *map(str, shown)], rows)}\n\nIn nats; one seed; {where(logs['paper'])}. " + " ".join(notes)
 
 
 def _fall(losses: dict[int, float], classes: int = 10, window: int = 10, by: float = 0.1) -> str:
@@ -83,6 +82,24 @@ def _fall(losses: dict[int, float], classes: int = 10, window: int = 10, by: flo
     )
 
 
+def two_gpus() -> str:
+    values = log("two_gpus_paper")
+    found = [
+        [f"{run['type']}, batch {run['batch_size']}, seed {run['seed']}"]
+        + [f"{run[what]:.1e}" for what in ("loss", "gradients", "updates")]
+        for run in values["relative_differences"]
+    ]
+    sent = [
+        [name, f"{sum(kinds.values()) / 1e6:.1f}", ", ".join(f"{kind} {n / 1e6:.1f}" for kind, n in kinds.items())]
+        for name, kinds in values["bytes_sent_per_device_and_step_at_batch_128"].items()
+    ]
+    return (
+        f"{table(['two devices against one', 'loss', 'gradients', 'updates'], found)}\n\n"
+        f"Largest ‖difference‖ / ‖value‖ over the parameters; {values['devices']}; {where(values)}.\n\n"
+        f"{table(['training step, batch 128', 'MB sent by each device', 'of which'], sent)}"
+    )
+
+
 def jpeg_decoders() -> str:
     values = log("jpeg_decoders")
     rows = [[name, values["decoder_versions"][name], f"{rate:,}"] for name, rate in values["images_per_second"].items()]
@@ -90,7 +107,7 @@ def jpeg_decoders() -> str:
     return f"{table(['library', 'version', 'images/s'], rows)}\n\n{note}"
 
 
-TABLES = {"first_runs": first_runs, "paper_steps": paper_steps, "jpeg_decoders": jpeg_decoders}
+TABLES = {"first_runs": first_runs, "first_steps": first_steps, "two_gpus": two_gpus, "jpeg_decoders": jpeg_decoders}
 
 
 def rendered(text: str) -> str:
