@@ -67,12 +67,10 @@ def _scale_by_argument() -> optax.GradientTransformationExtraArgs:
 
 def step_schedule(learning_rate: float, drops: Sequence[int], freeze: int | None = None) -> optax.Schedule:
     """`learning_rate`, divided by 10 at each of the steps in `drops`, and 0 from the step `freeze` on."""
-    drops = sorted(drops)
-    rates = [learning_rate * 0.1**number for number in range(len(drops) + 1)]
-    if freeze is not None:
-        drops = [drop for drop in drops if drop < freeze]
-        rates, drops = [*rates[: len(drops) + 1], 0.0], [*drops, freeze]
-    return optax.join_schedules([optax.constant_schedule(rate) for rate in rates], drops)
+    rates, steps = [learning_rate * 0.1**number for number in range(len(drops) + 1)], sorted(drops)
+    if freeze is not None:  # may come before a drop: in `join_schedules` the last boundary passed decides
+        rates, steps = [*rates, 0.0], [*steps, freeze]
+    return optax.join_schedules([optax.constant_schedule(rate) for rate in rates], steps)
 
 
 def learning_rates(config: Config, steps_per_epoch: float) -> dict[str, optax.Schedule]:

@@ -57,29 +57,11 @@ def first_steps() -> str:
     last = max(losses["paper"])
     shown = [step for step in (1, 2, 3, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 400) if step < last] + [last]
     rows = [[f"loss, `{name}`", *(f"{of_step[step]:.3f}" for step in shown)] for name, of_step in losses.items()]
-    notes = [
-        f"`{name}`: {100 * logs[name]['result']['top1_error']:.1f} % validation top-1 error at the end. {_fall(losses[name])}"
-        for name in logs
-    ]
-    return f"{table(['step', *map(str, shown)], rows)}\n\nIn nats; one seed; {where(logs['paper'])}. " + " ".join(notes)
-
-
-def _fall(losses: dict[int, float], classes: int = 10, window: int = 10, by: float = 0.1) -> str:
-    """When the loss has left ln(classes): the network then knows more than how frequent the classes are."""
-    chance = math.log(classes)
-    means = {
-        last: sum(losses[step] for step in range(last - window + 1, last + 1)) / window
-        for last in range(window, max(losses) + 1)
-    }
-    reached = next((step for step, mean in means.items() if mean < chance + by), None)
-    left = next((step for step, mean in means.items() if mean < chance - by), None)
-    if reached is None:
-        return f"The loss did not come down to ln({classes}) = {chance:.3f} in {max(losses)} steps."
-    fell = f"at step {left}" if left else f"at no step of {max(losses)}"
-    return (
-        f"The loss (mean of {window} steps) came within {by} of ln({classes}) = {chance:.3f} at step {reached} "
-        f"and was {by} below it {fell}."
-    )
+    notes = [f"In nats; one seed; {where(logs['paper'])}."]
+    for name, values in logs.items():
+        error = f"{100 * values['result']['top1_error']:.1f} % validation top-1 error at the end"
+        notes.append(f"`{name}`: {error}. {_fall(losses[name])}")
+    return f"{table(['step', *map(str, shown)], rows)}\n\n{' '.join(notes)}"
 
 
 def two_gpus() -> str:

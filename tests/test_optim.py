@@ -109,6 +109,13 @@ def test_the_schedules_of_original_are_those_recorded_for_net_145():
         np.testing.assert_allclose(values(schedule, before_and_after), expected[name], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("freeze", [1, 3, 5])
+def test_a_layer_may_be_frozen_before_its_rate_would_drop(freeze):
+    schedule = optim.step_schedule(1.0, [4, 2], freeze)
+    expected = [rate if step < freeze else 0 for step, rate in enumerate([1, 1, 0.1, 0.1, 0.01, 0.01, 0.01])]
+    np.testing.assert_allclose(values(schedule, range(7)), expected, rtol=1e-5)
+
+
 def test_without_settings_of_their_own_all_parameters_have_one_rate():
     rates = optim.learning_rates(Config(learning_rate_drops=(2.0, 3.0)), steps_per_epoch=7.5)
     for schedule in rates.values():
