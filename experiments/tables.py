@@ -64,6 +64,24 @@ def first_steps() -> str:
     return f"{table(['step', *map(str, shown)], rows)}\n\n{' '.join(notes)}"
 
 
+def _fall(losses: dict[int, float], classes: int = 10, window: int = 10, by: float = 0.1) -> str:
+    """When the loss has left ln(classes): the network then knows more than how frequent the classes are."""
+    chance = math.log(classes)
+    means = {
+        last: sum(losses[step] for step in range(last - window + 1, last + 1)) / window
+        for last in range(window, max(losses) + 1)
+    }
+    reached = next((step for step, mean in means.items() if mean < chance + by), None)
+    left = next((step for step, mean in means.items() if mean < chance - by), None)
+    if reached is None:
+        return f"The loss did not come down to ln({classes}) = {chance:.3f} in {max(losses)} steps."
+    fell = f"at step {left}" if left else f"at no step of {max(losses)}"
+    return (
+        f"The loss (mean of {window} steps) came within {by} of ln({classes}) = {chance:.3f} at step {reached} "
+        f"and was {by} below it {fell}."
+    )
+
+
 def two_gpus() -> str:
     values = log("two_gpus_paper")
     found = [

@@ -163,6 +163,24 @@ def test_the_color_stops_at_its_epoch(prepared):
     assert after != pytest.approx(with_color[1], rel=1e-6)
 
 
+def test_each_setting_of_the_2012_augmentation_reaches_the_step(prepared):
+    found = {"none": losses_at(prepared, [1])}
+    for name in ("crop_to_edge", "crop_chunk", "center_mean", "color_rescale"):
+        found[name] = losses_at(prepared, [1], **{name: OF_2012[name]})
+    assert len({loss for (loss,) in found.values()}) == 5, found
+
+
+def test_biases_follow_their_own_rate_and_decay(config, tmp_path):
+    def biases(name, **changes):
+        changes = {"epochs": 0.64, "weight_decay": 0.1, **changes}  # two steps, after the first of which they are not 0
+        train.train_and_evaluate(dataclasses.replace(config, **changes), tmp_path / name, devices=ONE)
+        return final_params(tmp_path / name)["conv2"]["bias"]
+
+    plain, undecayed, doubled = biases("0"), biases("1", decay_biases=False), biases("2", bias_learning_rate=0.004)
+    assert not np.array_equal(plain, undecayed)
+    assert np.linalg.norm(doubled) == pytest.approx(2 * np.linalg.norm(plain), rel=0.1)
+
+
 def test_the_frozen_layer_stays_and_the_others_move(config, tmp_path):
     config = dataclasses.replace(config, conv1_frozen_from=2.0, checkpoint_every=3)
     train.train_and_evaluate(dataclasses.replace(config, epochs=2.0), tmp_path / "two", devices=ONE)
