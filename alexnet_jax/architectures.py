@@ -66,8 +66,8 @@ def check(layers: Layers) -> None:
     """Raises ValueError, naming the layer, where a table cannot be that of a network, whatever the image."""
     channels: int | None = 3  # None once a dense layer has flattened them
     for name, layer in named(layers).items():
-        for field in {"features", "window", "stride", "groups"} & set(vars(layer)):
-            if getattr(layer, field) < 1:
+        for field in ("features", "window", "stride", "groups"):
+            if getattr(layer, field, 1) < 1:
                 raise ValueError(f"{name}: {field} is {getattr(layer, field)}; it must be at least 1")
         if isinstance(layer, Conv):
             if channels is None:
@@ -114,7 +114,13 @@ def with_column(layers: Layers, **columns: Sequence[Any]) -> Layers:
 
 
 def with_steps(layers: Layers, steps: Mapping[Callable, Callable | None]) -> Layers:
-    """The table with other steps after its layers, or (None) without: `with_steps(PAPER, {relu: jnp.tanh})`."""
+    """The table with other steps after its layers, or (None) without: `with_steps(PAPER, {relu: jnp.tanh})`.
+
+    Raises ValueError for a step that no layer has.
+    """
+    missing = set(steps) - {step for layer in layers for step in layer.then}
+    if missing:
+        raise ValueError(f"no layer of this table is followed by {missing.pop()}")
     thens = [tuple(steps.get(step, step) for step in layer.then) for layer in layers]
     return with_column(layers, then=[tuple(step for step in then if step) for then in thens])
 
@@ -147,18 +153,23 @@ def one_column(layers: Layers) -> Layers:
 
 
 def one_gpu(layers: Layers) -> Layers:
-    """§3.2's network of one GPU (net 145-half): half the kernels, but not in the last convolution or after it."""
+    """§3.2's network of one GPU (net 145-half): half the kernels, except in conv5 and the dense layers."""
     halves = {name: {"features": named(layers)[name].features // 2} for name in ("conv1", "conv2", "conv3", "conv4")}
     return with_layers(one_column(layers), **halves)
 
 
 def no_normalization(layers: Layers) -> Layers:
     """§3.3's network without response normalisation (net 148; there the spatial one went as well)."""
-    return with_steps(layers, {lrn: None, lrn_2012: None, srn_2012: None})
+    steps = {step for layer in layers for step in layer.then}
+    norms = (local_response_norm, spatial_response_norm)
+    return with_steps(layers, {step: None for step in steps if getattr(step, "func", step) in norms})
 
 
 def non_overlapping_pooling(layers: Layers) -> Layers:
-    """§3.4's network with pooling over 2 × 2 (net 147; two paddings less make what the other layers see as large)."""
+    """§3.4's network with pooling over 2 × 2 (net 147).
+
+    conv2 and conv5 are padded by one less, so that the inputs of the other layers keep their size.
+    """
     layers = with_steps(layers, {pool: functools.partial(max_pool, window=2, stride=2, ceil_mode=True)})
     return with_layers(layers, conv2={"padding": 1}, conv5={"padding": 0})
 
@@ -184,7 +195,8 @@ CAFFE = with_column(
 )
 
 # torchvision's `alexnet`, after Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks".
-# The deviations are those of PyTorch's initialisation, 1 / √(3 · inputs of a neuron).
+# The deviations are those of PyTorch's initialisation, 1 / √(3 · inputs of a neuron); there the weights are uniform,
+# and the biases drawn as well.
 TORCHVISION: Layers = with_column(
     (
         Conv(64, 11, stride=4, padding=2, then=(relu, pool)),

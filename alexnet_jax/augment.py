@@ -99,10 +99,12 @@ def training_views(
 ) -> Float[Array, "n {size} {size} 3"]:
     """All of §2 and §4.1 in the paper's order: minus the mean, random patch, reflection, colour.
 
-    What the 2012 code did instead:
-
     Args:
-      chunk_key: one key an image, for the patch and the reflection; images with the same share them.
+      size: side of the patches. color_scale: as `scale` of `pca_color`.
+
+    and what the 2012 code did otherwise:
+
+      chunk_key: one key an image, for the patch and the reflection; images with equal keys share both.
       crop_to_edge: as `to_edge` of `random_crop`.
       center_mean: the centre of the mean image is subtracted from every patch, wherever it comes from and mirrored
         or not; else each pixel meets its own mean.

@@ -52,8 +52,8 @@ class Config:
     """
 
     architecture: str = option(
-        "demo", "table of layers, by its name in model.ARCHITECTURES: paper, original, one_gpu, no_normalization, "
-        "non_overlapping_pooling, six_conv, caffe, torchvision, demo"
+        "demo", "table of layers: paper, original, one_gpu, no_normalization, non_overlapping_pooling, six_conv, "
+        "caffe, torchvision or demo"
     )  # fmt: skip
     dataset: str = option("shapes", "a folder that alexnet_jax.prepare wrote, or the built-in data set 'shapes'")
     num_classes: int = option(0, "outputs of the last layer; 0: as many as the data set has classes", minimum=0)
@@ -74,12 +74,12 @@ class Config:
         (), "epochs at which the learning rate is divided by 10, comma-separated (§5)", above=0
     )
     plateau_patience: int = option(
-        0, "instead of those epochs, divide by 10 after so many evaluations in a row without a new lowest validation "
-        "top-1 error, three times at most (§5); 0: off",
+        0, "instead of those epochs, divide all rates by 10 after so many evaluations in a row without a new lowest "
+        "validation top-1 error, three times at most (§5); 0: off",
         minimum=0,
     )  # fmt: skip
     conv1_learning_rate_drops: tuple[float, ...] = option(
-        (), "the same epochs for the weights of conv1; none: those of the others", above=0
+        (), "epochs at which the rate of conv1's weights is divided by 10; none: as for the others", above=0
     )
     conv1_frozen_from: float = option(0.0, "epoch from which conv1 is kept as it is; 0: never", minimum=0)
     bias_learning_rate: float = option(
@@ -93,12 +93,14 @@ class Config:
     weight_decay: float = option(5e-4, "weight decay (§5)", minimum=0)
     seed: int = option(0, "of the initial weights, the order of images, the augmentation and dropout", minimum=0)
     log_every: int = option(10, "steps between lines in metrics.jsonl and TensorBoard", minimum=1)
-    evaluate_every: int = option(0, "steps between evaluations; 0: once an epoch", minimum=0)
+    evaluate_every: int = option(
+        0, "steps between evaluations, which plateau_patience counts; 0: once an epoch", minimum=0
+    )
     checkpoint_every: int = option(0, "steps between checkpoints; 0: once an epoch", minimum=0)
 
     def __post_init__(self):
         check_bounds(self)
-        for name in ("learning_rate_drops", "conv1_learning_rate_drops"):
+        for name in ("learning_rate_drops", "conv1_learning_rate_drops", "bias_learning_rate_drops"):
             if self.plateau_patience and getattr(self, name):
                 drops, patience = _text(getattr(self, name)), self.plateau_patience
                 raise InputError(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from alexnet_jax.architectures import ARCHITECTURES as ARCHITECTURES
+from alexnet_jax.architectures import ARCHITECTURES as ARCHITECTURES  # also to be found here
 from alexnet_jax.architectures import PAPER, Conv, Dense, Layers, check, named
 from alexnet_jax.augment import image_keys
 
@@ -41,7 +41,7 @@ class AlexNet(nn.Module):
     `init(key, images, train=False)` gives {"params": {"conv1": {"kernel", "bias"}, …}}, in float32.
     `apply({"params": …}, images, train=…, key=…)` gives logits, shape (n, classes), float32 or wider.
 
-    layers: the table; one that is impossible raises ValueError here, and naming the layer. dtype: in which to compute.
+    layers: the table; an impossible one raises ValueError here, which names the layer. dtype: in which to compute.
     """
 
     layers: Layers = PAPER

@@ -1,14 +1,13 @@
 """§5: the update rule and the learning-rate schedules, in optax."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import PyTree
-from optax.contrib import ReduceLROnPlateauState as PlateauState
-from optax.contrib import reduce_on_plateau
 
 from alexnet_jax.config import Config
 
@@ -30,7 +29,7 @@ def sgd(
     Args:
       learning_rate: ε, a number or a function of the step; or several, by parameter: under "conv1/kernel" for that
         one, under "kernel" or "bias" for all others of the kind. Where ε is 0 nothing moves, whatever its velocity:
-        so the code of 2012 froze layers.
+        this is how the code of 2012 froze layers.
       momentum: m. weight_decay: d.
       decay_biases: whether biases decay too. The paper makes no exception; in the code of 2012 they do not.
     """
@@ -45,7 +44,7 @@ def sgd(
             optax.scale_by_learning_rate(schedule),
             _scale_by_argument(),
             optax.trace(decay=momentum),
-            optax.scale_by_schedule(lambda step: jnp.sign(schedule(step))),
+            optax.scale_by_schedule(lambda step: jnp.where(schedule(step) == 0, 0.0, 1.0)),
         )
 
     def names(params: PyTree) -> PyTree:
@@ -92,19 +91,29 @@ def learning_rates(config: Config, steps_per_epoch: float) -> dict[str, optax.Sc
     }
 
 
-def plateau_start() -> PlateauState:
-    """Before the first evaluation: `scale`, by which the learning rates are multiplied, is 1."""
-    return reduce_on_plateau().init(jnp.zeros(()))
+class Plateau(NamedTuple):
+    """Of the plateau rule: what multiplies the learning rates; the lowest error; how many evaluations since that."""
+
+    scale: np.float32
+    lowest: np.float32
+    since: np.int32
 
 
-def plateau_next(state: PlateauState, error: float, *, patience: int, drops: int = 3) -> PlateauState:
-    """§5: "divide the learning rate by 10 when the validation error rate stopped improving"; `drops` times at most.
+def plateau_start() -> Plateau:
+    """Before the first evaluation."""
+    return Plateau(np.float32(1), np.float32(np.inf), np.int32(0))
+
+
+def plateau_next(state: Plateau, error: float, *, patience: int) -> Plateau:
+    """§5: "divide the learning rate by 10 when the validation error rate stopped improving"; three times at most.
 
     Stopped means: `patience` evaluations in a row, none with an error lower than all before.
 
     Args:
       error: of the evaluation just done.
     """
-    rule = reduce_on_plateau(factor=0.1, patience=patience, rtol=0.0, atol=1e-9, min_scale=0.1**drops)
-    with jax.numpy_dtype_promotion("standard"):  # optax adds integers to floats
-        return rule.update((), state, value=error)[1]
+    scale, lowest = state.scale, np.minimum(np.float32(error), state.lowest)
+    since = 0 if lowest < state.lowest else int(state.since) + 1
+    if since == patience:
+        scale, since = np.maximum(scale / np.float32(10), np.float32(0.001)), 0
+    return Plateau(scale, lowest, np.int32(since))

@@ -26,7 +26,7 @@ from alexnet_jax.input_pipeline import Batch
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes. step: how many have been done. plateau: optim.PlateauState."""
+    """All that a step changes. step: how many have been done. plateau: optim.Plateau."""
 
     step: PyTree  # one int32; not annotated as such, since JAX also builds trees of this form out of other leaves
     params: PyTree

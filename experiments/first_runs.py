@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--source")
     parser.add_argument("--epochs", help="instead of the run's own number")
     parser.add_argument("--seed", default="0")
-    parser.add_argument("--note", help="kept in the log, as: the machine had other work")
+    parser.add_argument("--note", help="kept in the log, for example: the machine had other work")
     arguments = parser.parse_args()
 
     workdir = arguments.workdir / arguments.run

@@ -58,6 +58,7 @@ def first_steps() -> str:
     shown = [step for step in (1, 2, 3, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 400) if step < last] + [last]
     rows = [[f"loss, `{name}`", *(f"{of_step[step]:.3f}" for step in shown)] for name, of_step in losses.items()]
     notes = [f"In nats; one seed; {where(logs['paper'])}."]
+    assert where(logs["paper"]) == where(logs["original"])
     for name, values in logs.items():
         error = f"{100 * values['result']['top1_error']:.1f} % validation top-1 error at the end"
         notes.append(f"`{name}`: {error}. {_fall(losses[name])}")

@@ -70,15 +70,15 @@ def logits_on_two(layers: Layers, params: Any, images: jax.Array, key: jax.Array
         x = x + params[name]["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
         for place, step in enumerate(layer.then):
             if step is dropout:  # the mask of the whole layer, as one device draws it, and of it the own half
-                fold = jax.vmap(functools.partial(fold_in_two, first=number, second=place))
-                x = x * own_half(dropout(jnp.ones((len(x), whole.features), x.dtype), fold(keys)))
+                of_step = fold_in(fold_in(keys, number), place)
+                x = x * own_half(dropout(jnp.ones((len(x), whole.features), x.dtype), of_step))
             else:
                 x = step(x)
     return gather(x)
 
 
-def fold_in_two(key: jax.Array, first: int, second: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(key, first), second)
+def fold_in(keys: jax.Array, number: int) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -101,13 +101,10 @@ def make_steps(layers: Layers, devices: Sequence[jax.Device], dtype: Any = jnp.f
         updates, _ = optimizer.update(gradients, optimizer.init(params), params)
         return value, gradients, updates
 
-    def same(tree: Any) -> Any:
-        return tree
-
     return {
-        "one device": jax.jit(functools.partial(step, on_one, same)),
+        "one device": jax.jit(functools.partial(step, on_one, lambda tree: tree)),
         "model parallel": jax.pmap(
-            functools.partial(step, on_two, same), AXIS, in_axes=(0, None, None, None), devices=devices
+            functools.partial(step, on_two, lambda tree: tree), AXIS, in_axes=(0, None, None, None), devices=devices
         ),
         "data parallel": jax.pmap(
             functools.partial(step, on_one, parallel.mean), parallel.AXIS, in_axes=(None, 0, 0, None), devices=devices
@@ -174,7 +171,7 @@ def exchanged(layers: Layers, size: int, batch: int, devices: Sequence[jax.Devic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architecture", default="paper", choices=ARCHITECTURES)
+    parser.add_argument("--architecture", default="paper", choices=("paper", "original"))
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 2)
     devices = jax.devices("cpu")[:2]

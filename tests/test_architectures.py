@@ -45,12 +45,13 @@ RELU, POOL = ("relu", {}), ("max_pool", {"window": 3, "stride": 2})
         ("one_gpu", 59_798_312),
         ("six_conv", 61_555_304),
         ("torchvision", 61_100_840),
+        ("demo", 3_582_154),
     ],
 )
 def test_parameters(name, parameters):
     rows = model.summary(ARCHITECTURES[name], architectures.image_size(name))
     assert sum(row.parameters for row in rows) == parameters
-    assert rows[4].output_shape == (6, 6, 256)
+    assert rows[4].output_shape[:2] == (6, 6)
 
 
 def test_original_differs_from_paper_where_the_code_of_2012_differs_from_the_text():
@@ -94,7 +95,7 @@ def test_one_gpu_has_half_the_kernels_but_in_the_last_convolution_and_no_groups(
     assert [layer.features for layer in architectures.one_gpu(ORIGINAL)[:2]] == [48, 128]
 
 
-@pytest.mark.parametrize("base", [PAPER, ORIGINAL])
+@pytest.mark.parametrize("base", [PAPER, ORIGINAL, ARCHITECTURES["one_gpu"], ARCHITECTURES["caffe"]])
 def test_no_normalization_has_none_of_either_kind(base):
     table = architectures.no_normalization(base)
     assert {name for layer in table for name, _ in step_names(layer)} == {"relu", "max_pool", "dropout"}
@@ -151,11 +152,6 @@ def test_demo_is_the_paper_at_a_fraction_of_the_width():
         assert fields["features"] < named(PAPER)[name].features
 
 
-def test_every_table_builds():
-    for table in ARCHITECTURES.values():
-        model.AlexNet(table)
-
-
 def test_another_activation_is_one_expression():
     tanh = architectures.with_steps(PAPER, {architectures.relu: jnp.tanh})
     assert {name for layer in tanh for name, _ in step_names(layer)} == {
@@ -167,6 +163,8 @@ def test_another_activation_is_one_expression():
 def test_with_layers_changes_the_named_ones_only():
     table = architectures.with_layers(PAPER, conv3={"std": 0.5, "bias": 2.0}, fc8={"features": 7})
     assert differences(table, PAPER) == {"conv3": {"std": 0.5, "bias": 2.0}, "fc8": {"features": 7}}
+    with pytest.raises(ValueError, match=r"no layer of this table is followed by .*tanh"):
+        architectures.with_steps(PAPER, {jnp.tanh: None})
     with pytest.raises(ValueError, match=r"conv9: no layer of this table; there are conv1, conv2, .*fc8"):
         architectures.with_layers(PAPER, conv9={"std": 0.5})
 

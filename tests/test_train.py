@@ -71,7 +71,7 @@ OF_2012 = {  # what the preset `original` sets, at epochs that this run has
     "crop_to_edge": True, "crop_chunk": 8, "center_mean": True, "color_rescale": True, "color_off_from": 2.0,
     "conv1_learning_rate_drops": (1.0,), "conv1_frozen_from": 2.5, "bias_learning_rate": 0.004, "decay_biases": False,
 }  # fmt: skip
-PLATEAU = {"learning_rate_drops": (), "plateau_patience": 1, "evaluate_every": 1}
+PLATEAU = {"learning_rate_drops": (), "plateau_patience": 2, "evaluate_every": 1}
 
 
 @pytest.mark.parametrize(("stop_at", "changes"), [(3, {}), (5, PLATEAU), (8, OF_2012)])
@@ -103,13 +103,27 @@ def test_the_rate_drops_when_the_validation_error_stops_improving(config, tmp_pa
     config = dataclasses.replace(config, **PLATEAU, log_every=1, epochs=6.0)
     train.train_and_evaluate(config, tmp_path, devices=ONE)
     rates = {line["step"]: line["learning_rate"] for line in metrics(tmp_path)}
-    best, rate, drops = 2.0, 0.002, 0
+    best, rate, since = 2.0, 0.002, 0
     for line in metrics(tmp_path, "validation"):
         assert rates[line["step"]] == pytest.approx(rate, rel=1e-5)
-        if line["top1_error"] >= best and drops < 3:
-            rate, drops = rate / 10, drops + 1
+        since = 0 if line["top1_error"] < best else since + 1
         best = min(best, line["top1_error"])
-    assert drops == 3
+        if since == 2:
+            rate, since = max(rate / 10, 0.000002), 0
+    assert rate == pytest.approx(0.000002)
+
+
+def test_the_plateaus_scale_multiplies_the_move_of_every_parameter(prepared):
+    (batch,) = training_batches(open_dataset(str(prepared)), batch_size=16, seed=0, steps=range(1))
+    step, state = step_and_state(prepared, ONE)
+    moves = []
+    for scale in (1.0, 0.1):
+        copy = jax.tree.map(jnp.copy, state)
+        copy = copy.replace(plateau=copy.plateau._replace(scale=copy.plateau.scale * scale))
+        after = step(copy, parallel.shard(batch, ONE))[0].params
+        moves.append(jax.tree.map(lambda new, old: np.asarray(new) - np.asarray(old), after, state.params))
+    jax.tree.map(lambda whole, tenth: np.testing.assert_allclose(tenth, 0.1 * whole, atol=1e-6), *moves)
+    assert np.abs(moves[0]["fc4"]["kernel"]).max() > 1e-4
 
 
 def test_two_devices_give_the_loss_curve_of_one_in_the_2012_form_too(config, tmp_path):
