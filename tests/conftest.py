@@ -1,10 +1,15 @@
 """Strict settings for every test: what would show only on a big machine shows here."""
 
 import os
+import tempfile
 
 # Before JAX starts: four devices out of one CPU.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Many tests, and the processes that they start, run the same programs: each is compiled once a session.
+_compiled = tempfile.TemporaryDirectory(prefix="compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 from jaxtyping import install_import_hook
 
