@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from alexnet_jax.config import InputError
-from alexnet_jax.datasets import Dataset, decode
+from alexnet_jax.datasets import Dataset
+from alexnet_jax.images import decode
 
 
 class Batch(NamedTuple):
@@ -54,7 +55,7 @@ def _load(dataset: Dataset, split: str, indices: np.ndarray, batch_size: int) ->
     for row, index in enumerate(indices.tolist()):
         try:
             example = dataset.splits[split][index]
-            images[row] = decode(example["image"])
+            decode(example["image"], dataset.encoding, images[row])
         except Exception as error:  # array_record and the JPEG decoder raise types of their own
             raise InputError(f"{dataset.path}: record {index} of '{split}' is damaged ({error})") from error
         labels[row] = example["label"]

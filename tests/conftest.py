@@ -1,5 +1,6 @@
 """Strict settings for every test: what would show only on a big machine shows here."""
 
+import functools
 import os
 import tempfile
 
@@ -23,7 +24,7 @@ from PIL import Image
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from alexnet_jax import datasets
+from alexnet_jax import shards
 from alexnet_jax.architectures import ARCHITECTURES, Conv, Dense, dropout, lrn, pool, relu
 
 SIZE, CROP = 40, 32
@@ -55,13 +56,13 @@ def picture(label: int, seed: int, size: int = SIZE) -> np.ndarray:
 def prepared(tmp_path_factory):
     """A prepared data set of three classes: 50 training and 23 validation images of 40×40."""
 
-    def load(item):
-        split, index = item
-        return datasets.Example(picture(index % 3, 1000 * split + index), index % 3, f"{split}/{index}")
+    def item(split, index):
+        read = functools.partial(picture, index % 3, 1000 * split + index)
+        return shards.Item(f"{split}/{index}", f"{split}/{index}", index % 3, read)
 
     path = tmp_path_factory.mktemp("prepared") / "colors"
-    splits = {"train": [(0, i) for i in range(50)], "validation": [(1, i) for i in range(23)]}
-    datasets.write(path, ["red", "green", "blue"], splits, load, size=SIZE)
+    splits = {"train": [item(0, i) for i in range(50)], "validation": [item(1, i) for i in range(23)]}
+    shards.write(path, ["red", "green", "blue"], splits, size=SIZE)
     return path
 
 

@@ -1,4 +1,6 @@
+import functools
 import importlib.metadata
+import io
 import os
 import re
 import subprocess
@@ -8,23 +10,24 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from conftest import SIZE, picture
+from PIL import Image
 
-from alexnet_jax import datasets, shapes
+from alexnet_jax import datasets, shapes, shards
 from alexnet_jax.config import InputError
 
 
-def load(item):
-    split, index = item
-    return datasets.Example(picture(index % 2, 100 * split + index), index % 2, f"{split}/{index}")
+def item(split, index):
+    name = f"{split}/{index}"
+    return shards.Item(name, name, index % 2, functools.partial(picture, index % 2, 100 * split + index))
 
 
-def write(path, train=10, validation=4):
-    splits = {"train": [(0, i) for i in range(train)], "validation": [(1, i) for i in range(validation)]}
-    return datasets.write(path, ["red", "green"], splits, load, size=SIZE)
+def write(path, train=10, validation=4, **options):
+    splits = {"train": [item(0, i) for i in range(train)], "validation": [item(1, i) for i in range(validation)]}
+    return shards.write(path, ["red", "green"], splits, size=SIZE, **options)
 
 
 def test_any_tfds_tool_reads_it(tmp_path):
-    assert write(tmp_path / "set", train=300) == {"train": 300, "validation": 4}
+    assert write(tmp_path / "set", train=300)[0] == {"train": 300, "validation": 4}
     builder = tfds.builder_from_directory(tmp_path / "set")
     assert builder.info.features["label"].names == ["red", "green"]
     examples = list(builder.as_data_source(split="train"))
@@ -38,7 +41,8 @@ def test_any_tfds_tool_reads_it(tmp_path):
 def test_statistics_are_those_of_the_stored_training_images(tmp_path):
     write(tmp_path / "set")
     dataset = datasets.open_dataset(str(tmp_path / "set"))
-    stored = np.stack([datasets.decode(example["image"]) for example in dataset.splits["train"]]).astype(np.float64)
+    stored = [Image.open(io.BytesIO(example["image"])) for example in dataset.splits["train"]]
+    stored = np.stack([np.asarray(image, np.float64) for image in stored])
     np.testing.assert_allclose(dataset.statistics.mean_image, stored.mean(0), rtol=1e-12)
     covariance = np.cov(stored.reshape(-1, 3).T, ddof=0)
     np.testing.assert_allclose(dataset.statistics.covariance, covariance, rtol=1e-9)
@@ -61,22 +65,25 @@ def test_an_output_below_a_file_cannot_be_written(tmp_path):
         write(tmp_path / "file" / "set")
 
 
-def test_what_fails_half_way_leaves_nothing(tmp_path):
-    def fail(item):
-        if item[1] == 7:
-            raise InputError("image 7 is bad")
-        return load(item)
+def test_an_image_that_cannot_be_read_stops_or_is_left_out(tmp_path):
+    def fail():
+        raise ValueError("is bad")
 
-    with pytest.raises(InputError, match="image 7"):
-        datasets.write(tmp_path / "set", ["red", "green"], {"train": [(0, i) for i in range(9)]}, fail, size=SIZE)
+    items = [item(0, index) for index in range(9)]
+    items[7] = items[7]._replace(read=fail)
+    splits = {"train": items, "validation": [item(1, 0)]}
+    with pytest.raises(InputError, match="0/7: is bad; --on_error=skip"):
+        shards.write(tmp_path / "set", ["red", "green"], splits, size=SIZE)
     assert os.listdir(tmp_path) == []
+    counts, skipped = shards.write(tmp_path / "set", ["red", "green"], splits, size=SIZE, on_error="skip")
+    assert (counts, skipped) == ({"train": 8, "validation": 1}, ["0/7: is bad"])
 
 
 def test_a_class_without_a_training_image_is_named(tmp_path):
-    splits = {"train": [(0, 0), (0, 2)], "validation": [(1, 0), (1, 1)]}
+    splits = {"train": [item(0, 0), item(0, 2)], "validation": [item(1, 0), item(1, 1)]}
     with pytest.raises(InputError, match="class 'green' has no readable image"):
-        datasets.write(tmp_path / "set", ["red", "green"], splits, load, size=SIZE)
-    assert os.listdir(tmp_path) == []
+        shards.write(tmp_path / "set", ["red", "green"], splits, size=SIZE)
+    assert not (tmp_path / "set").exists()
 
 
 def in_new_process(code, *arguments):
@@ -101,7 +108,7 @@ except InputError as error:
 def test_a_disk_that_is_full_leaves_nothing(tmp_path):
     path = tmp_path / "set"
     process = in_new_process(FULL_DISK, path)
-    assert f"InputError: {path}: cannot be written" in process.stdout, process.stderr
+    assert f"InputError: {path}.incomplete: cannot be written" in process.stdout, process.stderr
     assert os.listdir(tmp_path) == []
 
 

@@ -1,0 +1,107 @@
+"""§2: image files to upright RGB of one size, how pixels are stored, and their statistics."""
+
+import dataclasses
+import io
+import warnings
+
+import numpy as np
+import simplejpeg
+from jaxtyping import Float64, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+JPEG_QUALITY = 95
+MAX_PIXELS = 89_478_485  # beyond it Pillow warns that a small file may fill the memory
+
+Pixels = UInt8[np.ndarray, "size size 3"]
+
+
+def upright_rgb(image: bytes | UInt8[np.ndarray, "height width 3"], size: int) -> Pixels:
+    """§2: the shorter side scaled to `size` (bicubic, antialiased), the central square; upright by EXIF, RGB.
+
+    Greyscale is spread over RGB (16 bits scaled to 8), CMYK converted, transparency laid on white. Raises ValueError
+    where `image` is no image, or a damaged one, or has more than `MAX_PIXELS`.
+
+    Args:
+      image: an image file of any format that Pillow knows, or pixels.
+    """
+    if isinstance(image, np.ndarray):
+        return _square(Image.fromarray(image), size) if image.shape != (size, size, 3) else image
+    if not image:
+        raise ValueError("is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _open(image, size)
+    except UnidentifiedImageError:
+        raise ValueError("is not an image of a known format") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ValueError(f"has more than {MAX_PIXELS:,} pixels") from None
+    except Exception as error:  # each of Pillow's formats raises its own types for damaged data
+        raise ValueError(f"is damaged ({error})") from error
+
+
+def _open(image: bytes, size: int) -> Pixels:
+    with Image.open(io.BytesIO(image)) as file:
+        upright: Image.Image = ImageOps.exif_transpose(file)
+        if upright.mode.startswith("I"):  # 16-bit greyscale, which Pillow's conversion would clip
+            upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+        return _square(upright.convert("RGB"), size)
+
+
+def _square(image: Image.Image, size: int) -> Pixels:
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+
+
+def encode(pixels: Pixels, encoding: str) -> bytes:
+    """As they are stored: a "jpeg", or "raw"."""
+    return simplejpeg.encode_jpeg(pixels, quality=JPEG_QUALITY) if encoding == "jpeg" else pixels.tobytes()
+
+
+def decode(stored: bytes, encoding: str, out: Pixels) -> None:
+    """The inverse, into `out`. Raises ValueError where what is stored is damaged, or of another size."""
+    if encoding == "raw":
+        out[...] = np.frombuffer(stored, np.uint8).reshape(out.shape)
+    elif simplejpeg.decode_jpeg(stored, "RGB", buffer=out).shape != out.shape:
+        raise ValueError(f"not {out.shape[0]}×{out.shape[1]} pixels")
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """§2's mean and §4.1's colour PCA of a training split, in grey levels (0-255), float64.
+
+    mean_image: of each pixel. covariance: of the RGB values over all pixels of all images.
+    """
+
+    mean_image: Float64[np.ndarray, "size size 3"]
+    covariance: Float64[np.ndarray, "3 3"]
+
+    @property
+    def color_pca(self) -> Float64[np.ndarray, "3 3"]:
+        """Columns: principal components of the RGB values, each times the standard deviation along it."""
+        eigenvalues, eigenvectors = np.linalg.eigh(self.covariance)
+        return eigenvectors * np.sqrt(np.maximum(eigenvalues, 0))
+
+
+class Sums:
+    """Exact integer sums over images, which can be added up: of each pixel, and of the products of colours."""
+
+    def __init__(self, size: int):
+        self.images = 0
+        self.pixels = np.zeros((size, size, 3), np.int64)
+        self.products = np.zeros((3, 3), np.int64)
+
+    def add(self, image: Pixels) -> None:
+        self.images += 1
+        self.pixels += image
+        colors = [channel.ravel().astype(np.float64) for channel in image.transpose(2, 0, 1)]
+        # Of one image the products stay far below 2⁵³, where float64 is exact.
+        self.products += np.array([[int(first @ second) for second in colors] for first in colors])
+
+    def statistics(self) -> Statistics:
+        mean_image = self.pixels / self.images
+        mean_color = mean_image.mean((0, 1))
+        positions = self.images * mean_image.shape[0] * mean_image.shape[1]
+        return Statistics(mean_image, self.products / positions - np.outer(mean_color, mean_color))
