@@ -4,8 +4,13 @@
   python -m alexnet_jax.prepare --verify=DIR
 
 PATH: a folder with a folder of images for each class; or with train/ and val/ (or validation/, test/) that hold
-such folders; or a tar file of either, or several, comma-separated. Where it was interrupted, the same command
-continues.
+such folders; or a tar file of either, or several, comma-separated. Or images as their owners publish them:
+
+  a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar      ImageNet, read without unpacking
+  cifar-10-python.tar.gz, cifar-10-binary.tar.gz, or a folder of either  CIFAR-10, at its own 32 × 32
+  tfds:NAME                                                              a TFDS data set in array_record format
+
+Where it was interrupted, the same command continues.
 """
 
 import dataclasses
@@ -16,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from alexnet_jax import command, shards
+from alexnet_jax import archives, command, shards
 from alexnet_jax.config import InputError, check_bounds, option
 from alexnet_jax.sources import list_files, sort_files
 
@@ -25,14 +30,15 @@ from alexnet_jax.sources import list_files, sort_files
 class Options:
     """What to prepare. Raises InputError for an impossible value."""
 
-    source: tuple[str, ...] = option((), "folders or tar files, comma-separated")
+    source: tuple[str, ...] = option((), "folders or tar files, comma-separated; or one of the sources above")
+    data_dir: str = option("", "where TFDS data sets lie; none: TFDS's own default")
     output: str = option("", "folder to write; must not exist")
-    size: int = option(256, "side of the square images, in pixels (§2)", minimum=8)
+    size: int = option(0, "side of the square images, in pixels (§2); 0: 256 (CIFAR-10: 32)", minimum=0)
     validation_fraction: float = option(
         0.1, "of each class, for validation, where the source has no validation part", above=0, below=1
     )
     seed: int = option(0, "of the choice of these validation images", minimum=0)
-    encoding: str = option("jpeg", "how images are stored: jpeg, or raw (seven times larger, nothing to decode)")
+    encoding: str = option("", "how images are stored: jpeg, or raw (several times larger); none: jpeg (CIFAR-10: raw)")
     on_error: str = option("stop", "what to do about an image that cannot be read: stop, or skip and list it")
     workers: int = option(0, "processes; 0: one for each core", minimum=0)
     verify: str = option("", "a prepared data set to check against its manifest, instead of preparing one")
@@ -41,9 +47,9 @@ class Options:
         check_bounds(self)
         if not self.verify and not (self.source and self.output):
             raise InputError("--source=PATH and --output=DIR are needed")
-        for name, choices in (("on_error", ("stop", "skip")), ("encoding", shards.ENCODINGS)):
+        for name, choices in (("on_error", ("stop", "skip")), ("encoding", ("", *shards.ENCODINGS))):
             if getattr(self, name) not in choices:
-                raise InputError(f"--{name}={getattr(self, name)}: must be {' or '.join(choices)}")
+                raise InputError(f"--{name}={getattr(self, name)}: must be {' or '.join(filter(None, choices))}")
 
 
 def prepare(options: Options) -> None:
@@ -60,12 +66,16 @@ def prepare(options: Options) -> None:
 
 
 def _prepare(options: Options, output: Path, scratch: Path) -> None:
-    files = [file for source in options.source for file in list_files(source, scratch)]
-    source = sort_files(files, validation_fraction=options.validation_fraction, seed=options.seed)
+    source = archives.recognised(options.source[0], options.data_dir, scratch) if len(options.source) == 1 else None
+    if source is None:
+        files = [file for path in options.source for file in list_files(path, scratch)]
+        source = sort_files(files, validation_fraction=options.validation_fraction, seed=options.seed)
+    size, encoding = options.size or source.size, options.encoding or source.encoding
+    print(f"{','.join(options.source)}: {source.kind}, {len(source.class_names):,} classes", flush=True)
     total = sum(map(len, source.splits.values()))
     with tqdm(total=total, unit=" images", mininterval=0.1 if sys.stderr.isatty() else 15) as bar:
         counts, skipped = shards.write(
-            output, source.class_names, source.splits, size=options.size, encoding=options.encoding,
+            output, source.class_names, source.splits, size=size, encoding=encoding,
             on_error=options.on_error, workers=options.workers or shards.cores(), progress=bar.update,
         )  # fmt: skip
     print(

@@ -52,12 +52,16 @@ def list_files(source: str, scratch: Path) -> list[File]:
         else:
             raise InputError(f"--source={source}: there is no such file or folder")
     except (OSError, tarfile.TarError, EOFError, zlib.error, LZMAError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
-        raise InputError(f"--source={source}: cannot be read as a folder or tar file ({reason})") from error
+        raise InputError(f"--source={source}: cannot be read as a folder or tar file ({reason(error)})") from error
     files = [f for f in files if f.parts and not any(p.startswith(".") or p.lower() in IGNORED for p in f.parts)]
     if not any(file.read for file in files):
         raise InputError(f"--source={source}: is empty")
     return _unwrapped(files)
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error."""
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
 
 
 def _walk_folder(root: Path) -> Iterator[File]:
@@ -70,7 +74,7 @@ def _walk_folder(root: Path) -> Iterator[File]:
 
 
 def _walk_tar(path: Path, scratch: Path) -> Iterator[File]:
-    plain = _uncompressed(path, scratch)
+    plain = uncompressed(path, scratch)
     with tarfile.open(plain, "r:") as archive:
         for member in archive:
             # Nothing of a member's name reaches a file system: ".." and a leading "/" are dropped as names of folders.
@@ -78,13 +82,13 @@ def _walk_tar(path: Path, scratch: Path) -> Iterator[File]:
             if member.isdir():
                 read = None
             elif member.isreg() and not member.issparse():
-                read = functools.partial(_read_range, plain, member.offset_data, member.size)
+                read = functools.partial(read_range, plain, member.offset_data, member.size)
             else:
                 read = functools.partial(_read_member, plain, member.name)
             yield File(f"{path}:{_text(member.name)}", parts, read)
 
 
-def _uncompressed(path: Path, scratch: Path) -> Path:
+def uncompressed(path: Path, scratch: Path) -> Path:
     """The tar itself, or where it is compressed the tar in it, written into `scratch`."""
     try:
         tarfile.open(path, "r:").close()
@@ -98,7 +102,8 @@ def _uncompressed(path: Path, scratch: Path) -> Path:
         return plain
 
 
-def _read_range(path: Path, offset: int, size: int) -> bytes:
+def read_range(path: Path, offset: int, size: int) -> bytes:
+    """Of a file, `size` bytes from `offset` on."""
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(size)
@@ -137,10 +142,13 @@ def _unwrapped(files: list[File]) -> list[File]:
 
 
 class Source(NamedTuple):
-    """What is to be prepared."""
+    """What is to be prepared. kind: as what it was recognised. size, encoding: where nothing else is asked for."""
 
+    kind: str
     class_names: tuple[str, ...]
     splits: dict[str, list[Item]]
+    size: int = 256
+    encoding: str = "jpeg"
 
 
 def sort_files(files: list[File], *, validation_fraction: float, seed: int) -> Source:
@@ -176,6 +184,8 @@ def sort_files(files: list[File], *, validation_fraction: float, seed: int) -> S
         raise InputError(f"one class only, '{class_names[0]}': each class needs a folder of its own")
     for split, classes in by_split.items():
         for name, of_class in classes.items():
+            if name != name.strip() or "\n" in name:  # TFDS keeps a name a line, stripped
+                raise InputError(f"class folder {name!r}: its name must not begin or end with a space, or break a line")
             if name not in class_names:
                 raise InputError(f"class '{name}' is in the {split} part and not in the training part")
             if not of_class:
@@ -191,7 +201,7 @@ def sort_files(files: list[File], *, validation_fraction: float, seed: int) -> S
             for file in files
             if file.read and file in labels
         ]
-    return Source(class_names, {split: items for split, items in splits.items() if items})
+    return Source("class folders", class_names, {split: items for split, items in splits.items() if items})
 
 
 def _draw_validation(train: dict[str, list[File]], fraction: float, seed: int) -> dict[str, list[File]]:

@@ -136,6 +136,55 @@ def test_several_tar_files_are_one_source(tmp_path):
     assert len(names["validation"]) == 2
 
 
+def test_names_in_a_tar_reach_no_file_system(photo_folder, tmp_path):
+    """Names with "..", absolute ones, links out of the tar: read as what lies in the tar, or not at all."""
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        for label in ("cat", "dog"):
+            for number, name in enumerate(("../../{}/a.png", "/{}/b.png", "{}/../{}/c.png", "{}/d.png")):
+                data = encoded(Image.fromarray(picture(0, number)), "PNG")
+                info = tarfile.TarInfo(name.format(label, label))
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+            for kind, target in ((tarfile.SYMTYPE, "d.png"), (tarfile.LNKTYPE, f"{label}/d.png"),
+                                 (tarfile.SYMTYPE, "/etc/passwd")):  # fmt: skip
+                info = tarfile.TarInfo(f"{label}/{kind!r}{target.replace('/', '')}")
+                info.type, info.linkname = kind, target
+                tar.addfile(info)
+    refused("passwd: cannot be read .a link to nothing in the archive", tmp_path / "photos.tar", tmp_path / "out")
+    _, names = run(tmp_path / "photos.tar", tmp_path / "out", on_error="skip")
+    # "cat/../cat/c.png" is told apart from its class's own folder, not resolved.
+    assert sum(map(len, names.values())) == 12
+    assert {label for files in names.values() for label, _ in files} == {"cat", "dog"}
+
+
+def test_unicode_and_spaces_in_names(tmp_path):
+    for name in ("Katze (süß)", "犬 🐕", "plain"):
+        for index in range(2):
+            save(tmp_path / "my photos" / name / f"photo {index} é.png", index)
+    dataset, names = run(tmp_path / "my photos", tmp_path / "out put")
+    assert set(dataset.class_names) == {"Katze (süß)", "犬 🐕", "plain"}
+    assert ("犬 🐕", "犬 🐕/photo 1 é.png") in names["train"] + names["validation"]
+
+
+@pytest.mark.parametrize("name", ["cat ", " cat", "c\nat"])
+def test_class_names_that_cannot_be_kept(photo_folder, tmp_path, name):
+    (photo_folder / "cat").rename(photo_folder / name)
+    refused("class folder '.*': its name must not begin", photo_folder, tmp_path / "out")
+
+
+def test_ten_thousand_classes(tmp_path):
+    data = encoded(Image.fromarray(picture(0, 0)[:16, :16]), "PNG")
+    with tarfile.open(tmp_path / "many.tar", "w") as tar:
+        for number in range(10_000):
+            for split in ("train", "val")[: 2 if number % 100 == 0 else 1]:
+                info = tarfile.TarInfo(f"{split}/{number:05}/1.png")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    dataset, names = run(tmp_path / "many.tar", tmp_path / "out")
+    assert len(dataset.class_names) == len(names["train"]) == 10_000
+    assert [label for label, _ in names["validation"]] == [f"{number:05}" for number in range(0, 10_000, 100)]
+
+
 def test_what_systems_leave_behind_is_ignored(photo_folder, tmp_path, capsys):
     for junk in (".DS_Store", "cat/Thumbs.db", "__MACOSX/cat/1.jpg", "README.txt"):
         (photo_folder / junk).parent.mkdir(parents=True, exist_ok=True)
@@ -235,6 +284,7 @@ def refused(message, *arguments, **options):
 
 BAD_FILES = {
     "empty": (b"", "is empty"),
+    "bomb": (encoded(Image.new("1", (10_000, 10_000)), "PNG"), "has more than 89,478,485 pixels"),
     "no image": (b"this is no image", "is not an image of a known format"),
     "truncated": (encoded(Image.fromarray(picture(0, 0)), "JPEG")[:-300], "is damaged"),
     "damaged": (encoded(Image.fromarray(picture(0, 0)), "PNG")[:2000], "is damaged"),
@@ -323,6 +373,7 @@ def test_a_validation_class_that_is_not_trained(tmp_path):
     ("options", "message"),
     [
         ({"on_error": "ignore"}, "--on_error=ignore: must be stop or skip"),
+        ({"encoding": "png"}, "--encoding=png: must be jpeg or raw"),
         ({"validation_fraction": 1.0}, "--validation_fraction=1.0: must be below 1"),
         ({"validation_fraction": 0.0}, "--validation_fraction=0.0: must be above 0"),
         ({"seed": -1}, "--seed=-1: must be at least 0"),
