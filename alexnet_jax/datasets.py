@@ -92,7 +92,7 @@ def builtin_shapes(train: int = 4000, validation: int = 500) -> Path:
         "validation": [item(1, index) for index in range(validation)],
     }
     try:
-        shards.write(path, names, splits, size=256, workers=shards.cores())
+        shards.write(path, names, splits, size=256)
     except InputError:
         if not path.is_dir():  # else another process was faster, and drew the same pictures
             raise

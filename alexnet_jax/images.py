@@ -16,7 +16,7 @@ Pixels = UInt8[np.ndarray, "size size 3"]
 
 
 def upright_rgb(image: bytes | UInt8[np.ndarray, "height width 3"], size: int) -> Pixels:
-    """§2: the shorter side scaled to `size` (bicubic, antialiased), the central square; upright by EXIF, RGB.
+    """§2: the shorter side scaled to `size` (antialiased), the central square; upright by EXIF, RGB.
 
     Greyscale is spread over RGB (16 bits scaled to 8), CMYK converted, transparency laid on white. Raises ValueError
     where `image` is no image, or a damaged one, or has more than `MAX_PIXELS`.
@@ -42,17 +42,20 @@ def upright_rgb(image: bytes | UInt8[np.ndarray, "height width 3"], size: int) -
 
 def _open(image: bytes, size: int) -> Pixels:
     with Image.open(io.BytesIO(image)) as file:
-        upright: Image.Image = ImageOps.exif_transpose(file)
+        upright: Image.Image = file
+        ImageOps.exif_transpose(upright, in_place=True)
         if upright.mode.startswith("I"):  # 16-bit greyscale, which Pillow's conversion would clip
             upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
         if upright.has_transparency_data:
             upright = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-        return _square(upright.convert("RGB"), size)
+        return _square(upright if upright.mode == "RGB" else upright.convert("RGB"), size)
 
 
 def _square(image: Image.Image, size: int) -> Pixels:
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+    # Both are antialiased. To shrink, Hamming's filter is as good as the bicubic one and takes half of its time.
+    method = Image.Resampling.HAMMING if min(image.size) > size else Image.Resampling.BICUBIC
+    return np.asarray(ImageOps.fit(image, (size, size), method))
 
 
 def encode(pixels: Pixels, encoding: str) -> bytes:
@@ -96,9 +99,12 @@ class Sums:
     def add(self, image: Pixels) -> None:
         self.images += 1
         self.pixels += image
-        colors = [channel.ravel().astype(np.float64) for channel in image.transpose(2, 0, 1)]
-        # Of one image the products stay far below 2⁵³, where float64 is exact.
-        self.products += np.array([[int(first @ second) for second in colors] for first in colors])
+        colors = [image[..., channel].astype(np.float64).ravel() for channel in range(3)]
+        for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)):
+            # Of one image the product stays far below 2⁵³, where float64 is exact. By einsum, since `@` would
+            # start threads on all cores, and several processes doing so get in each other's way.
+            self.products[i, j] += int(np.einsum("p,p->", colors[i], colors[j]))
+            self.products[j, i] = self.products[i, j]
 
     def statistics(self) -> Statistics:
         mean_image = self.pixels / self.images
