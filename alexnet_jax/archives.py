@@ -77,13 +77,12 @@ def imagenet(folder: Path) -> Source:
             splits["validation"].append((labels[int(found[1]) - 1], name, read))
     present = {synset for synset, _, _ in splits["train"]}
     class_names = tuple(synset for synset in synsets if synset in present)
+    label_of = {synset: label for label, synset in enumerate(class_names)}
     if len(class_names) < len(synsets):
         print(f"{train}: {len(class_names)} of the {len(synsets):,} synsets; validation images of these only")
     items = {
         split: [
-            Item(f"{path}:{name}", name, class_names.index(synset), read)
-            for synset, name, read in images
-            if synset in present
+            Item(f"{path}:{name}", name, label_of[synset], read) for synset, name, read in images if synset in label_of
         ]
         for (split, images), path in zip(splits.items(), (train, validation), strict=True)
     }
@@ -212,8 +211,9 @@ def tfds_dataset(name: str, data_dir: str) -> Source:
         raise InputError(
             f"--source=tfds:{name}: no array_record data set of labelled images{where} ({reason(error)})"
         ) from error
-    if "validation" not in splits and "test" in splits:
-        splits["validation"] = splits.pop("test")
+    test = splits.pop("test", [])  # in ImageNet and others without labels
+    if test and "validation" not in splits:
+        splits["validation"] = test
     if not {"train", "validation"} <= set(splits):
         raise InputError(f"--source=tfds:{name}: has no split of training and one of validation or test")
     return Source("TFDS", class_names, splits)

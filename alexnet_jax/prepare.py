@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from alexnet_jax import archives, command, shards
+from alexnet_jax import archives, command, datasets, shards
 from alexnet_jax.config import InputError, check_bounds, option
 from alexnet_jax.sources import list_files, sort_files
 
@@ -45,6 +45,8 @@ class Options:
 
     def __post_init__(self):
         check_bounds(self)
+        if 0 < self.size < 8:
+            raise InputError(f"--size={self.size}: must be at least 8, or 0")
         if not self.verify and not (self.source and self.output):
             raise InputError("--source=PATH and --output=DIR are needed")
         for name, choices in (("on_error", ("stop", "skip")), ("encoding", ("", *shards.ENCODINGS))):
@@ -74,7 +76,7 @@ def _prepare(options: Options, output: Path, scratch: Path) -> None:
     print(f"{','.join(options.source)}: {source.kind}, {len(source.class_names):,} classes", flush=True)
     total = sum(map(len, source.splits.values()))
     with tqdm(total=total, unit=" images", mininterval=0.1 if sys.stderr.isatty() else 15) as bar:
-        counts, skipped = shards.write(
+        counts, skipped = datasets.write(
             output, source.class_names, source.splits, size=size, encoding=encoding,
             on_error=options.on_error, workers=options.workers or shards.cores(), progress=bar.update,
         )  # fmt: skip
@@ -89,7 +91,7 @@ def _prepare(options: Options, output: Path, scratch: Path) -> None:
 
 def verify(path: str) -> None:
     """Checks a prepared data set, file by file. Raises InputError naming the first that is amiss."""
-    manifest = shards.verify(Path(path).expanduser())
+    manifest = datasets.verify(Path(path).expanduser())
     images = {split: sum(of_class.values()) for split, of_class in manifest["images"].items()}
     print(
         f"{path}: {len(manifest['shards'])} shards are as they were written; "

@@ -192,9 +192,10 @@ def sort_files(files: list[File], *, validation_fraction: float, seed: int) -> S
                 raise InputError(f"class folder '{name}' of the {split} part has no images")
     if "validation" not in by_split:
         by_split["validation"] = _draw_validation(by_split["train"], validation_fraction, seed)
+    label_of = {name: label for label, name in enumerate(class_names)}
     splits = {}
     for split in ("train", "validation", "test"):
-        labels = {file: class_names.index(name) for name, of in by_split.get(split, {}).items() for file in of}
+        labels = {file: label_of[name] for name, of in by_split.get(split, {}).items() for file in of}
         # In the source's own order: so a tar is read forward.
         splits[split] = [
             Item(file.path, "/".join(file.parts), labels[file], file.read)

@@ -24,7 +24,7 @@ from PIL import Image
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from alexnet_jax import shards
+from alexnet_jax import datasets, shards
 from alexnet_jax.architectures import ARCHITECTURES, Conv, Dense, dropout, lrn, pool, relu
 
 SIZE, CROP = 40, 32
@@ -62,7 +62,7 @@ def prepared(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("prepared") / "colors"
     splits = {"train": [item(0, i) for i in range(50)], "validation": [item(1, i) for i in range(23)]}
-    shards.write(path, ["red", "green", "blue"], splits, size=SIZE)
+    datasets.write(path, ["red", "green", "blue"], splits, size=SIZE)
     return path
 
 

@@ -23,7 +23,7 @@ def item(split, index):
 
 def write(path, train=10, validation=4, **options):
     splits = {"train": [item(0, i) for i in range(train)], "validation": [item(1, i) for i in range(validation)]}
-    return shards.write(path, ["red", "green"], splits, size=SIZE, **options)
+    return datasets.write(path, ["red", "green"], splits, size=SIZE, **options)
 
 
 def test_any_tfds_tool_reads_it(tmp_path):
@@ -73,16 +73,16 @@ def test_an_image_that_cannot_be_read_stops_or_is_left_out(tmp_path):
     items[7] = items[7]._replace(read=fail)
     splits = {"train": items, "validation": [item(1, 0)]}
     with pytest.raises(InputError, match="0/7: is bad; --on_error=skip"):
-        shards.write(tmp_path / "set", ["red", "green"], splits, size=SIZE)
+        datasets.write(tmp_path / "set", ["red", "green"], splits, size=SIZE)
     assert os.listdir(tmp_path) == []
-    counts, skipped = shards.write(tmp_path / "set", ["red", "green"], splits, size=SIZE, on_error="skip")
+    counts, skipped = datasets.write(tmp_path / "set", ["red", "green"], splits, size=SIZE, on_error="skip")
     assert (counts, skipped) == ({"train": 8, "validation": 1}, ["0/7: is bad"])
 
 
 def test_a_class_without_a_training_image_is_named(tmp_path):
     splits = {"train": [item(0, 0), item(0, 2)], "validation": [item(1, 0), item(1, 1)]}
     with pytest.raises(InputError, match="class 'green' has no readable image"):
-        shards.write(tmp_path / "set", ["red", "green"], splits, size=SIZE)
+        datasets.write(tmp_path / "set", ["red", "green"], splits, size=SIZE)
     assert not (tmp_path / "set").exists()
 
 

@@ -376,6 +376,7 @@ def test_a_validation_class_that_is_not_trained(tmp_path):
         ({"encoding": "png"}, "--encoding=png: must be jpeg or raw"),
         ({"validation_fraction": 1.0}, "--validation_fraction=1.0: must be below 1"),
         ({"validation_fraction": 0.0}, "--validation_fraction=0.0: must be above 0"),
+        ({"workers": -1}, "--workers=-1: must be at least 0"),
         ({"seed": -1}, "--seed=-1: must be at least 0"),
     ],
 )
@@ -393,3 +394,8 @@ def test_stored_images_are_the_pictures(tmp_path):
             name = dataset.class_names[example["label"]]
             channel = ("red", "green").index(name)
             assert np.asarray(Image.open(io.BytesIO(example["image"]))).mean((0, 1)).argmax() == channel
+
+
+def test_an_impossible_size():
+    with pytest.raises(InputError, match="--size=7: must be at least 8, or 0"):
+        prepare.Options(source=("photos",), output="out", size=7)

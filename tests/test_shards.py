@@ -31,7 +31,7 @@ def items(split, count):
 
 def write(path, train=50, validation=13, **options):
     splits = {"train": items(0, train), "validation": items(1, validation)}
-    return shards.write(path, NAMES, splits, size=24, **options)
+    return datasets.write(path, NAMES, splits, size=24, **options)
 
 
 def contents(path):
@@ -152,17 +152,29 @@ def test_the_first_error_of_a_worker_process_stops_all(tmp_path):
     splits = {"train": items(0, 40), "validation": items(1, 9)}
     splits["train"][20] = splits["train"][20]._replace(read=fail)
     with pytest.raises(InputError, match="0/20: is bad; --on_error=skip leaves such files out"):
-        shards.write(tmp_path / "set", NAMES, splits, size=24, workers=2)
+        datasets.write(tmp_path / "set", NAMES, splits, size=24, workers=2)
     assert not (tmp_path / "set").exists()
-    counts, skipped = shards.write(tmp_path / "set", NAMES, splits, size=24, workers=2, on_error="skip")
+    counts, skipped = datasets.write(tmp_path / "set", NAMES, splits, size=24, workers=2, on_error="skip")
     assert (counts, skipped) == ({"train": 39, "validation": 9}, ["0/20: is bad"])
+
+
+def test_a_label_beyond_the_classes_is_an_image_that_cannot_be_used(tmp_path):
+    splits = {"train": items(0, 6), "validation": items(1, 3)}
+    unlabelled = splits["train"][4]
+    splits["train"][4] = unlabelled._replace(label=-1, read=functools.partial(labelled, -1))
+    with pytest.raises(InputError, match="0/4: has the label -1, which is none of the 3 classes"):
+        datasets.write(tmp_path / "set", NAMES, splits, size=24)
+
+
+def labelled(label):
+    return picture(0, 0), label
 
 
 def test_a_shard_of_unreadable_images_only_is_left_out(tmp_path):
     splits = {"train": items(0, 24), "validation": items(1, 9)}
     for index in range(8, 16):
         splits["train"][index] = splits["train"][index]._replace(read=fail)
-    shards.write(tmp_path / "set", NAMES, splits, size=24, on_error="skip")
+    datasets.write(tmp_path / "set", NAMES, splits, size=24, on_error="skip")
     dataset = datasets.open_dataset(str(tmp_path / "set"))
     assert [example["name"].decode() for example in dataset.splits["train"]] == [
         f"0/{i}" for i in [*range(8), *range(16, 24)]
@@ -172,7 +184,7 @@ def test_a_shard_of_unreadable_images_only_is_left_out(tmp_path):
 @pytest.mark.parametrize("encoding", shards.ENCODINGS)
 def test_both_encodings_give_the_images_and_their_statistics(tmp_path, encoding):
     splits = {split: items(number, 20) for number, split in enumerate(("train", "validation"))}
-    shards.write(tmp_path / "set", NAMES, splits, size=40, encoding=encoding)  # the pictures' own size
+    datasets.write(tmp_path / "set", NAMES, splits, size=40, encoding=encoding)  # the pictures' own size
     dataset = datasets.open_dataset(str(tmp_path / "set"))
     assert dataset.encoding == encoding
     (batch,) = evaluation_batches(dataset, "train", batch_size=20)
@@ -189,15 +201,15 @@ def test_both_encodings_give_the_images_and_their_statistics(tmp_path, encoding)
 
 def test_verify_names_what_is_amiss(tmp_path):
     write(tmp_path / "set")
-    manifest = shards.verify(tmp_path / "set")
+    manifest = datasets.verify(tmp_path / "set")
     assert manifest["images"]["train"] == {"red": 17, "green": 17, "blue": 16}
     file = tmp_path / "set" / "images-train.array_record-00002"
     whole = file.read_bytes()
     file.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     with pytest.raises(InputError, match=re.escape(f"{file}: is not as it was written")):
-        shards.verify(tmp_path / "set")
+        datasets.verify(tmp_path / "set")
     file.unlink()
     with pytest.raises(InputError, match=re.escape(f"{file}: is missing")):
-        shards.verify(tmp_path / "set")
+        datasets.verify(tmp_path / "set")
     with pytest.raises(InputError, match=r"manifest\.json: cannot be read"):
-        shards.verify(tmp_path)
+        datasets.verify(tmp_path)
