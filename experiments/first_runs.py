@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--note", help="kept in the log, for example: the machine had other work")
     arguments = parser.parse_args()
 
-    workdir = arguments.workdir / arguments.run
+    name = arguments.run + (f"_seed{arguments.seed}" if arguments.seed != "0" else "")
+    workdir = arguments.workdir / name
     train = ["alexnet_jax.main", f"--workdir={workdir}", f"--seed={arguments.seed}", *FLAGS[arguments.run]]
     if arguments.epochs:
         train.append(f"--epochs={arguments.epochs}")
@@ -55,7 +56,7 @@ def main() -> None:
     config = json.loads((workdir / "config.json").read_text())
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     save(
-        f"first_runs_{arguments.run}",
+        f"first_runs_{name}",
         note=arguments.note,
         flags=[flag for flag in train[1:] if not flag.startswith(("--workdir", "--dataset"))],
         wall_seconds=seconds,
