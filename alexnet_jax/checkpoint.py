@@ -1,6 +1,7 @@
 """Checkpoints by orbax: save, restore, and which run a folder belongs to."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import signal
@@ -84,8 +85,10 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 def claim_workdir(workdir: Path, config: Config, fingerprint: str, software: dict[str, Any]) -> None:
     """Writes config.json into a new run's folder; in an existing one, checks that the run is the same.
 
-    The same means: all fields of the config, but that the data set may lie elsewhere as long as its `fingerprint` is
-    the same. Raises InputError where the folder cannot be used, or holds another run: it names the fields.
+    The same means: all fields of the config that decide what is computed, but that the data set may lie elsewhere as
+    long as its `fingerprint` is the same.
+
+    Raises InputError where the folder cannot be used, or holds another run: it names the fields.
     """
     file = workdir / "config.json"
     try:
@@ -103,9 +106,10 @@ def claim_workdir(workdir: Path, config: Config, fingerprint: str, software: dic
             before["dataset"] = f"{now['dataset']} with other images"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--workdir={workdir}: cannot be used ({error})") from error
+    idle = {field.name for field in dataclasses.fields(config) if not field.metadata["decides"]}
     differing = [
         f"{name} was {before.get(name, 'unset')}, is {now.get(name, 'unset')}"
-        for name in sorted({*before, *now})
+        for name in sorted({*before, *now} - idle)
         if before.get(name, "unset") != now.get(name, "unset")
     ]
     if differing:

@@ -10,11 +10,20 @@ class InputError(ValueError):
 
 
 def option(
-    default: Any, help: str, *, minimum: float | None = None, above: float | None = None, below: float | None = None
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    decides: bool = True,
 ) -> Any:
-    """A field of a dataclass that is also a flag (see command.py): its help, and which numbers are possible."""
+    """A field of a dataclass that is also a flag (see command.py): its help, and which numbers are possible.
+
+    decides: whether it has a say in what is computed; else a run may be continued with another value.
+    """
     bounds = {"minimum": minimum, "above": above, "below": below}
-    return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds})
+    return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds, "decides": decides})
 
 
 def check_bounds(options: Any) -> None:
@@ -56,6 +65,11 @@ class Config:
         "caffe, torchvision or demo"
     )  # fmt: skip
     dataset: str = option("shapes", "a folder that alexnet_jax.prepare wrote, or the built-in data set 'shapes'")
+    cache: str = option(
+        "none", "device: keep the training images on each device, instead of reading them again and again: the same "
+        "numbers; none: read them", decides=False,
+    )  # fmt: skip
+    cache_budget: float = option(4.0, "gigabytes that they may take there", above=0, decides=False)
     num_classes: int = option(0, "outputs of the last layer; 0: as many as the data set has classes", minimum=0)
     crop_size: int = option(
         0, "side of the patch that the network sees, in pixels (§4.1); 0: the architecture's own, 224 (caffe: 227)",
@@ -100,6 +114,8 @@ class Config:
 
     def __post_init__(self):
         check_bounds(self)
+        if self.cache not in ("none", "device"):
+            raise InputError(f"--cache={self.cache}: must be none or device")
         for name in ("learning_rate_drops", "conv1_learning_rate_drops", "bias_learning_rate_drops"):
             if self.plateau_patience and getattr(self, name):
                 drops, patience = _text(getattr(self, name)), self.plateau_patience

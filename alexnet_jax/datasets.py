@@ -117,7 +117,7 @@ def _finish(folder: Path, written: list[shards.Shard]) -> tuple[dict[str, int], 
             num_bytes[shard.split] += int(whole["num_bytes"])
             if shard.split == "train":
                 sums.images += int(whole["counts"].sum())
-                sums.pixels += whole["pixels"]
+                sums.pixels = sums.pixels + whole["pixels"].astype(np.int64)
                 sums.products += whole["products"]
             if whole["counts"].any():
                 name = f"{NAME}-{shard.split}.array_record-{len(lengths[shard.split]):05}"
@@ -188,14 +188,14 @@ def verify(path: Path) -> dict[str, Any]:
 class Dataset:
     """A prepared data set.
 
-    encoding: of its images, "jpeg" or "raw". splits: random access to the encoded examples of each.
+    encoding: of its images, "jpeg" or "raw".
     """
 
     path: Path
     class_names: tuple[str, ...]
     size: int
     encoding: str
-    splits: Mapping[str, Sequence[Mapping[str, Any]]]
+    splits: Mapping[str, shards.Records]
     statistics: Statistics
 
     def fingerprint(self) -> str:
@@ -222,8 +222,7 @@ def open_dataset(name: str) -> Dataset:
             statistics = Statistics(file["mean_image"], file["covariance"])
         builder = tfds.builder_from_directory(path)
         label, image = builder.info.features["label"], builder.info.features["image"]
-        decoders = {"image": tfds.decode.SkipDecoding()}
-        splits = {split: builder.as_data_source(split=split, decoders=decoders) for split in builder.info.splits}
+        splits = {split: shards.Records(builder, split) for split in builder.info.splits}
         missing = {"train", "validation"} - set(splits)
         if missing:
             raise ValueError(f"it has no split '{missing.pop()}'")

@@ -1,6 +1,8 @@
 """(seed, step) → batch: the order of the images, and reading them, on the host."""
 
-from collections.abc import Iterable
+import threading
+import weakref
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import grain
@@ -8,9 +10,12 @@ import jax
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from alexnet_jax import shards
 from alexnet_jax.config import InputError
 from alexnet_jax.datasets import Dataset
 from alexnet_jax.images import decode
+
+PART = 64  # images that one thread reads in a row
 
 
 class Batch(NamedTuple):
@@ -23,40 +28,110 @@ class Batch(NamedTuple):
     labels: Int32[np.ndarray | jax.Array, "batch"]
 
 
-def training_batches(dataset: Dataset, *, batch_size: int, seed: int, steps: range) -> Iterable[Batch]:
+def training_batches(
+    dataset: Dataset, *, batch_size: int, seed: int, steps: range, rows: slice | None = None, threads: int | None = None
+) -> Iterator[Batch]:
     """The batches of these steps, read ahead by threads.
 
     The images are shuffled anew each time through the training set, and each is seen once each time; batches
     run on across the end of it. Batch number i is a function of (data set, seed, i) alone.
+
+    Args:
+      rows: the part of each batch to read, for one host of several; by default all of it.
+      threads: by default one more than there are cores, 16 at most.
     """
-    images = len(dataset.splits["train"])
-    indices = grain.MapDataset.range(images).seed(seed).shuffle().repeat().batch(batch_size)
-    return _read(dataset, "train", indices, batch_size, steps)
+    order = _training_order(dataset, seed)
+    return _read(dataset, "train", order, batch_size, steps, rows or slice(0, batch_size), threads)
 
 
-def evaluation_batches(dataset: Dataset, split: str, *, batch_size: int) -> Iterable[Batch]:
+def training_indices(
+    dataset: Dataset, *, batch_size: int, seed: int, steps: range, rows: slice | None = None
+) -> Iterator[Int32[np.ndarray, "batch"]]:
+    """The same batches as the numbers of their images in the training set."""
+    order = _training_order(dataset, seed)
+    rows = rows or slice(0, batch_size)
+    for step in steps:
+        first = step * batch_size
+        yield np.array([order[index] for index in range(first + rows.start, first + rows.stop)], np.int32)
+
+
+def evaluation_batches(dataset: Dataset, split: str, *, batch_size: int, rows: slice | None = None) -> Iterator[Batch]:
     """A split in order, once, in batches of `batch_size`; the last is filled up with rows of label -1."""
-    indices = grain.MapDataset.range(len(dataset.splits[split])).batch(batch_size)
-    return _read(dataset, split, indices, batch_size, range(len(indices)))
+    images = len(dataset.splits[split])
+    steps = range(-(-images // batch_size))
+    return _read(dataset, split, range(images), batch_size, steps, rows or slice(0, batch_size), None)
 
 
-def _read(dataset: Dataset, split: str, indices: Any, batch_size: int, steps: range) -> Iterable[Batch]:
-    def load(indices: np.ndarray) -> Batch:
-        return _load(dataset, split, indices, batch_size)
-
-    # A batch an element: read-ahead stays within a few batches, and threads share no batch.
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    return indices.slice(slice(steps.start, steps.stop)).map(load).to_iter_dataset(options)
+def whole_split(dataset: Dataset, split: str) -> Batch:
+    """All images of a split, in order, as one batch."""
+    (batch,) = evaluation_batches(dataset, split, batch_size=len(dataset.splits[split]))
+    return batch
 
 
-def _load(dataset: Dataset, split: str, indices: np.ndarray, batch_size: int) -> Batch:
-    images = np.zeros((batch_size, dataset.size, dataset.size, 3), np.uint8)
-    labels = np.full(batch_size, -1, np.int32)
-    for row, index in enumerate(indices.tolist()):
-        try:
-            example = dataset.splits[split][index]
-            decode(example["image"], dataset.encoding, images[row])
-        except Exception as error:  # array_record and the JPEG decoder raise types of their own
-            raise InputError(f"{dataset.path}: record {index} of '{split}' is damaged ({error})") from error
-        labels[row] = example["label"]
-    return Batch(images, labels)
+def _training_order(dataset: Dataset, seed: int) -> Any:
+    return grain.MapDataset.range(len(dataset.splits["train"])).seed(seed).shuffle().repeat()
+
+
+def _read(
+    dataset: Dataset, split: str, order: Any, batch_size: int, steps: range, rows: slice, threads: int | None
+) -> Iterator[Batch]:
+    """The rows of the batches of these steps: row r of step s holds image order[s · batch_size + r].
+
+    Threads read parts of a batch into one array. So a large batch takes no longer to come than the machine needs,
+    and what is read ahead stays within two batches, or two parts a thread.
+    """
+    parts = [range(first, min(first + PART, rows.stop)) for first in range(rows.start, rows.stop, PART)]
+    started: dict[int, Batch] = {}
+    memory = _Memory()
+    lock = threading.Lock()
+
+    def read(number: int) -> int:
+        step, part = steps[number // len(parts)], parts[number % len(parts)]
+        with lock:
+            if step not in started:
+                images = memory.array((rows.stop - rows.start, dataset.size, dataset.size, 3))
+                started[step] = Batch(images, np.full(len(images), -1, np.int32))
+            batch = started[step]
+        for row in part:
+            image, position = np.asarray(batch.images[row - rows.start]), step * batch_size + row
+            if position < len(order):
+                batch.labels[row - rows.start] = _load(dataset, split, int(order[position]), image)
+            else:
+                image[...] = 0
+        return step
+
+    threads = threads or min(shards.cores() + 1, 16)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * max(threads, len(parts)))
+    done = grain.MapDataset.range(len(steps) * len(parts)).map(read).to_iter_dataset(options)
+    for number, step in enumerate(done, start=1):
+        if number % len(parts) == 0:  # parts come in their order
+            yield started.pop(step)
+
+
+class _Memory:
+    """Arrays whose memory is used again when nothing refers to them any more: new memory costs a tenth of the reading.
+
+    Not before: an array on JAX's CPU device may still be the one on the host.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def array(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of arbitrary content; of one shape at all calls."""
+        block = self._free.pop() if self._free else np.empty(shape, np.uint8)
+        # Through a memoryview, since views of a view would refer to `block` and not to it.
+        array = np.asarray(block.data)
+        weakref.finalize(array, self._free.append, block)
+        return array
+
+
+def _load(dataset: Dataset, split: str, index: int, out: UInt8[np.ndarray, "size size 3"]) -> int:
+    """Decodes an image into `out`, and returns its label."""
+    records = dataset.splits[split]
+    example = records[index]
+    try:
+        decode(example["image"], dataset.encoding, out)
+    except ValueError as error:
+        raise InputError(f"{records.place(index)}: the image is damaged ({error})") from error
+    return example["label"]

@@ -1,6 +1,8 @@
 """Devices: who computes what, and where arrays lie. The only file that knows them."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,15 +13,19 @@ from jaxtyping import Array, Key, PyTree
 AXIS = "batch"
 
 
-def pmap_step(step: Callable, devices: Sequence[jax.Device], *, donate_state: bool = False) -> Callable:
+def pmap_step(
+    step: Callable, devices: Sequence[jax.Device], *, donate_state: bool = False, shared: int = 0
+) -> Callable:
     """`step(state, batch)` on all devices at once: the state whole on each, the batch as `shard` cut it.
 
-    What `step` returns must be equal on every device (`mean`, `total`), and comes back without a device axis.
+    `step` may take some `shared` arguments more, whole on each device (`replicate`). What it returns must be equal on
+    every device (`mean`, `total`), and comes back without a device axis.
     With `donate_state` the memory of the old state is used for the new one.
     """
     return jax.pmap(
-        step, AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=(0,) if donate_state else ()
-    )
+        step, AXIS, in_axes=(None, 0, *[None] * shared), out_axes=None, devices=devices,
+        donate_argnums=(0,) if donate_state else (),
+    )  # fmt: skip
 
 
 def mean(tree: PyTree) -> PyTree:
@@ -49,9 +55,25 @@ def shard(batch: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     )
 
 
+def shard_ahead(batches: Iterable[PyTree], devices: Sequence[jax.Device]) -> Iterator[PyTree]:
+    """Each batch as `shard` gives it, sent before the one ahead of it is used: so the devices do not wait for it."""
+    ahead: deque[PyTree] = deque()
+    for batch in batches:
+        ahead.append(shard(batch, devices))
+        if len(ahead) > 1:
+            yield ahead.popleft()
+    yield from ahead
+
+
 def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     """The same arrays whole on every device."""
     return jax.device_put(tree, _sharding(devices))
+
+
+def free_memory(devices: Sequence[jax.Device]) -> float:
+    """Bytes on the fullest of the devices; infinite where they do not tell (CPUs)."""
+    told = [device.memory_stats() for device in devices]
+    return min((stats["bytes_limit"] - stats["bytes_in_use"] for stats in told if stats), default=math.inf)
 
 
 def _sharding(devices: Sequence[jax.Device], *axes: Any) -> jax.sharding.Sharding:

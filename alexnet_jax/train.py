@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int32, PyTree
 
 from alexnet_jax import checkpoint, figures, input_pipeline, model, optim, parallel, runlog
 from alexnet_jax.architectures import ARCHITECTURES, Layers, image_size, with_classes
@@ -87,6 +87,16 @@ def make_train_step(
     return train_step
 
 
+def from_cache(step: Callable) -> Callable:
+    """The step (state, indices, cache): `step` on those of the cached images, which are gathered on the device."""
+
+    def cached_step(state: TrainState, indices: Int32[Array, "batch"], cache: Batch) -> tuple[TrainState, dict]:
+        images, labels = jnp.asarray(cache.images), jnp.asarray(cache.labels)
+        return step(state, Batch(images[indices], labels[indices]))
+
+    return cached_step
+
+
 def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None) -> Errors:
     """A whole run in `workdir`, or the rest of one that was stopped there; returns its errors on the validation split.
 
@@ -107,6 +117,11 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence
     images = len(dataset.splits["train"])
     if config.batch_size > images:
         raise InputError(f"--batch_size={config.batch_size}: more than the {images} training images of {dataset.path}")
+    if config.cache == "device":
+        needed, free = images * dataset.size**2 * 3 / 1e9, parallel.free_memory(devices) / 1e9
+        if needed > min(config.cache_budget, free):
+            room = f"--cache_budget={config.cache_budget:g}" if needed > config.cache_budget else f"{free:.1f} GB free"
+            raise InputError(f"--cache=device: the training images take {needed:.1f} GB on each device, of {room}")
     checkpoint.claim_workdir(workdir, config, dataset.fingerprint(), runlog.versions())
     print(
         f"{config.architecture}: {parameters:,} parameters; {dataset.path}: {images:,} training images, "
@@ -144,14 +159,13 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
     state = parallel.replicate(init_state(net, optimizer, crop_size=config.crop_size, seed=config.seed), devices)
     mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
     pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
-    train_step = parallel.pmap_step(
-        make_train_step(net, optimizer, mean_image, pca, config, steps_per_epoch), devices, donate_state=True
-    )
+    train_step = make_train_step(net, optimizer, mean_image, pca, config, steps_per_epoch)
+    train_step, read = _with_input(train_step, config, dataset, devices)
     evaluation_step = parallel.pmap_step(make_evaluation_step(net.apply, mean_image, config.crop_size), devices)
 
     def validate(params: PyTree) -> Errors:
         batches = input_pipeline.evaluation_batches(dataset, "validation", batch_size=config.batch_size)
-        on_devices = (parallel.shard(batch, devices) for batch in batches)
+        on_devices = parallel.shard_ahead(batches, devices)
         return evaluate(evaluation_step, params, on_devices, len(dataset.splits["validation"]))
 
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
@@ -167,13 +181,13 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
         stack.callback(checkpoints.close)
         stack.callback(log.close)
         stop_requested = stack.enter_context(checkpoint.stop_requests())
-        batches = input_pipeline.training_batches(
-            dataset, batch_size=config.batch_size, seed=config.seed, steps=range(first_step, steps)
-        )
-        for step, batch in enumerate(batches, start=first_step + 1):
-            state, metrics = train_step(state, parallel.shard(batch, devices))
+        batches = read(dataset, batch_size=config.batch_size, seed=config.seed, steps=range(first_step, steps))
+        for step, batch in enumerate(parallel.shard_ahead(batches, devices), start=first_step + 1):
+            state, metrics = train_step(state, batch)
             log.advance()
             pending.append(metrics)
+            if len(pending) > 1:
+                jax.block_until_ready(pending[-2])  # two steps at most, and their batches, are on the way
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 log.restart_clock(step)
@@ -209,6 +223,17 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
     errors = errors or validate(state.params)  # a run that had ended already
     _report(config, workdir, devices, log, errors, steps, state.params)
     return errors
+
+
+def _with_input(
+    step: Callable, config: Config, dataset: Dataset, devices: Sequence[jax.Device]
+) -> tuple[Callable, Callable]:
+    """The training step on all devices, and what reads its batches: images, or numbers of images that lie there."""
+    if config.cache == "none":
+        return parallel.pmap_step(step, devices, donate_state=True), input_pipeline.training_batches
+    cache = parallel.replicate(input_pipeline.whole_split(dataset, "train"), devices)
+    cached_step = parallel.pmap_step(from_cache(step), devices, donate_state=True, shared=1)
+    return lambda state, indices: cached_step(state, indices, cache), input_pipeline.training_indices
 
 
 def _report(config, workdir, devices, log, errors, steps, params) -> None:

@@ -1,12 +1,13 @@
 import collections
-import dataclasses
 import io
+import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import input_pipeline
+from alexnet_jax import input_pipeline, shards
 from alexnet_jax.config import InputError
 from alexnet_jax.datasets import open_dataset
 
@@ -68,9 +69,76 @@ def test_evaluation_reads_each_image_once_in_order(dataset, batch_size):
     assert identities(batches)[:23] == [image.tobytes() for image in images]
 
 
-def test_a_damaged_record_is_named(dataset):
-    records = list(dataset.splits["validation"])
-    records[7] = {**records[7], "image": records[7]["image"][:100]}
-    damaged = dataclasses.replace(dataset, splits={"validation": records})
-    with pytest.raises(InputError, match="record 7 of 'validation' is damaged"):
-        list(input_pipeline.evaluation_batches(damaged, "validation", batch_size=10))
+@pytest.mark.parametrize("batch_size", [16, 48])
+def test_the_parts_that_hosts_read_make_up_the_batch(dataset, batch_size, monkeypatch):
+    monkeypatch.setattr(input_pipeline, "PART", 5)
+    whole = read(dataset, range(3), batch_size=batch_size)
+    options = {"batch_size": batch_size, "seed": 0, "steps": range(3)}
+    cuts = [slice(0, 7), slice(7, batch_size)]
+    hosts = [list(input_pipeline.training_batches(dataset, rows=rows, **options)) for rows in cuts]
+    assert [len(batch.labels) for batch in hosts[0]] == [7, 7, 7]
+    for batch, *parts in zip(whole, *hosts, strict=True):
+        np.testing.assert_array_equal(batch.images, np.concatenate([part.images for part in parts]))
+        np.testing.assert_array_equal(batch.labels, np.concatenate([part.labels for part in parts]))
+
+
+@pytest.mark.parametrize("rows", [None, slice(4, 12)])
+def test_the_numbers_of_images_are_those_of_the_batches(dataset, rows):
+    images, examples = stored(dataset, "train")
+    options = {"batch_size": 16, "seed": 3, "steps": range(2, 7), "rows": rows}
+    numbers = list(input_pipeline.training_indices(dataset, **options))
+    batches = list(input_pipeline.training_batches(dataset, **options))
+    assert len(numbers) == len(batches) == 5
+    for of_batch, batch in zip(numbers, batches, strict=True):
+        assert of_batch.dtype == np.int32
+        np.testing.assert_array_equal(batch.images, np.stack([images[number] for number in of_batch]))
+        assert batch.labels.tolist() == [examples[number]["label"] for number in of_batch]
+
+
+def test_a_whole_split_is_in_order(dataset):
+    batch = input_pipeline.whole_split(dataset, "train")
+    images, examples = stored(dataset, "train")
+    np.testing.assert_array_equal(batch.images, np.stack(images))
+    assert batch.labels.tolist() == [example["label"] for example in examples]
+
+
+def test_memory_is_used_again_only_when_nothing_refers_to_it(dataset):
+    """JAX's CPU arrays may be the host's own memory: a batch must not change while one of its arrays lives."""
+    batches = iter(input_pipeline.training_batches(dataset, batch_size=16, seed=0, steps=range(60)))
+    first = next(batches)
+    kept, before = jax.device_put(first.images.reshape(2, 8, *first.images.shape[1:])), first.images.copy()
+    del first
+    addresses = {batch.images.__array_interface__["data"][0] for batch in batches}
+    np.testing.assert_array_equal(np.asarray(kept).reshape(before.shape), before)
+    assert len(addresses) < 30
+
+
+@pytest.mark.parametrize("what", ["image", "half", "rest"])
+def test_a_mutilated_shard_is_named_with_the_record(dataset, prepared, tmp_path, what):
+    shutil.copytree(prepared, tmp_path / "damaged")
+    (shard,) = (tmp_path / "damaged").glob("images-validation.array_record*")
+    content, jpeg = shard.read_bytes(), dataset.splits["validation"][7]["image"]
+    place = content.index(jpeg) + len(jpeg) // 2
+    changed = {
+        "image": content[:place] + bytes(100) + content[place + 100 :],
+        "half": content[: len(content) // 2],
+        "rest": content[:place] + bytes(len(content) - place),
+    }
+    shard.write_bytes(changed[what])
+    with pytest.raises(InputError, match=r"record [0-9]+: cannot be read \(.+\)") as error:
+        list(input_pipeline.evaluation_batches(open_dataset(str(shard.parent)), "validation", batch_size=10))
+    assert str(shard) in str(error.value)
+    assert what != "image" or "record 7:" in str(error.value)
+
+
+def test_a_damaged_image_is_named_with_its_shard_and_record(prepared, monkeypatch):
+    dataset = open_dataset(str(prepared))
+    whole = shards.Records.__getitem__
+
+    def cut(records, index):
+        example = whole(records, index)
+        return {**example, "image": example["image"][:100]} if index == 7 else example
+
+    monkeypatch.setattr(shards.Records, "__getitem__", cut)
+    with pytest.raises(InputError, match=r"images-validation.array_record-00000, record 7: the image is damaged"):
+        list(input_pipeline.evaluation_batches(dataset, "validation", batch_size=10))

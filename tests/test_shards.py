@@ -176,9 +176,7 @@ def test_a_shard_of_unreadable_images_only_is_left_out(tmp_path):
         splits["train"][index] = splits["train"][index]._replace(read=fail)
     datasets.write(tmp_path / "set", NAMES, splits, size=24, on_error="skip")
     dataset = datasets.open_dataset(str(tmp_path / "set"))
-    assert [example["name"].decode() for example in dataset.splits["train"]] == [
-        f"0/{i}" for i in [*range(8), *range(16, 24)]
-    ]
+    assert [example["name"] for example in dataset.splits["train"]] == [f"0/{i}" for i in [*range(8), *range(16, 24)]]
 
 
 @pytest.mark.parametrize("encoding", shards.ENCODINGS)

@@ -99,6 +99,29 @@ def test_a_continued_run_is_bit_for_bit_the_run_that_was_not_stopped(config, tmp
     jax.tree.map(np.testing.assert_array_equal, whole, stopped)
 
 
+@pytest.mark.parametrize(("devices", "changes"), [(ONE, {}), (TWO, OF_2012)])
+def test_images_kept_on_the_devices_give_the_same_numbers(config, tmp_path, devices, changes):
+    config = dataclasses.replace(config, **changes)
+    train.train_and_evaluate(config, tmp_path / "read", devices=devices)
+    train.train_and_evaluate(dataclasses.replace(config, cache="device"), tmp_path / "kept", devices=devices)
+    assert losses(tmp_path / "read") == losses(tmp_path / "kept")
+    read, kept = final_params(tmp_path / "read"), final_params(tmp_path / "kept")
+    jax.tree.map(np.testing.assert_array_equal, read, kept)
+
+
+def test_a_run_may_go_on_with_another_cache(config, tmp_path):
+    train.train_and_evaluate(config, tmp_path, devices=ONE)
+    again = dataclasses.replace(config, cache="device", cache_budget=1.0)
+    assert train.train_and_evaluate(again, tmp_path, devices=ONE).examples == 23
+
+
+def test_images_beyond_the_budget_are_refused(config, tmp_path):
+    config = dataclasses.replace(config, cache="device", cache_budget=1e-4)
+    with pytest.raises(InputError, match=r"--cache=device: the training images take 0.0 GB .* --cache_budget=0.0001"):
+        train.train_and_evaluate(config, tmp_path / "run", devices=ONE)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_rate_drops_when_the_validation_error_stops_improving(config, tmp_path):
     config = dataclasses.replace(config, **PLATEAU, log_every=1, epochs=6.0)
     train.train_and_evaluate(config, tmp_path, devices=ONE)
