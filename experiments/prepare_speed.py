@@ -2,10 +2,10 @@
 
   python experiments/prepare_speed.py --photos=photos.tar --scratch=DIR         a quarter of an hour on two cores
 
-The photographs of a tar file are scaled to 500 × 375, the size of most of ImageNet's, and repeated under new names: 4,000
-and 20,000 JPEGs. Both are prepared by one worker process and by one for each core. images/s without start-up is what the
-16,000 more take in addition; median of the repeats. Expected: at least 300 images/s a core, twice as many on two cores,
-and memory that does not grow with the number of images.
+The photographs of a tar file are scaled to 500 × 375, the size of most of ImageNet's, and repeated under new names:
+4,000 and 20,000 JPEGs. Both are prepared by one worker process and by one for each core. images/s without start-up is
+what the 16,000 more take in addition; median of the repeats. Expected: at least 300 images/s a core, twice as many on
+two cores, and memory that does not grow with the number of images.
 """
 
 import argparse

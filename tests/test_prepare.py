@@ -19,7 +19,7 @@ def run(source, output, **options):
     prepare.prepare(prepare.Options(source=sources, output=str(output), size=16, **options))
     dataset = open_dataset(str(output))
     names = {
-        split: [(dataset.class_names[example["label"]], example["name"].decode()) for example in records]
+        split: [(dataset.class_names[example["label"]], example["name"]) for example in records]
         for split, records in dataset.splits.items()
     }
     return dataset, names
