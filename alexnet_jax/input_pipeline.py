@@ -38,7 +38,7 @@ def training_batches(
 
     Args:
       rows: the part of each batch to read, for one host of several; by default all of it.
-      threads: by default one more than there are cores, 16 at most.
+      threads: by default one for each core, 16 at most.
     """
     order = _training_order(dataset, seed)
     return _read(dataset, "train", order, batch_size, steps, rows or slice(0, batch_size), threads)
@@ -100,7 +100,7 @@ def _read(
                 image[...] = 0
         return step
 
-    threads = threads or min(shards.cores() + 1, 16)
+    threads = threads or min(shards.cores(), 16)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * max(threads, len(parts)))
     done = grain.MapDataset.range(len(steps) * len(parts)).map(read).to_iter_dataset(options)
     for number, step in enumerate(done, start=1):

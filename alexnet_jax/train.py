@@ -160,7 +160,7 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
     mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
     pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
     train_step = make_train_step(net, optimizer, mean_image, pca, config, steps_per_epoch)
-    train_step, read = _with_input(train_step, config, dataset, devices)
+    train_step, read = with_input(train_step, config, dataset, devices)
     evaluation_step = parallel.pmap_step(make_evaluation_step(net.apply, mean_image, config.crop_size), devices)
 
     def validate(params: PyTree) -> Errors:
@@ -225,7 +225,7 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
     return errors
 
 
-def _with_input(
+def with_input(
     step: Callable, config: Config, dataset: Dataset, devices: Sequence[jax.Device]
 ) -> tuple[Callable, Callable]:
     """The training step on all devices, and what reads its batches: images, or numbers of images that lie there."""

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and experiments/README.md from the logs in results/.
+"""Writes the tables of the README.md files and of docs/ from the logs in results/.
 
 python experiments/tables.py            writes them
 python experiments/tables.py --check    says whether they differ from the logs
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md", ROOT / "docs" / "imagenet.md")
 
 
 def log(name: str) -> dict[str, Any]:
@@ -110,7 +110,104 @@ def jpeg_decoders() -> str:
     return f"{table(['library', 'version', 'images/s'], rows)}\n\n{note}"
 
 
-TABLES = {"first_runs": first_runs, "first_steps": first_steps, "two_gpus": two_gpus, "jpeg_decoders": jpeg_decoders}
+def prepare_speed() -> str:
+    values = log("prepare_speed")
+    rows = []
+    for rates in values["rates"]:
+        seconds = [f"{seconds:.0f} s" for seconds in rates["seconds"].values()]
+        rows.append([rates["workers"], f"{rates['images_per_second']:,}", *seconds])
+    sizes = [f"{int(images):,} images" for images in values["largest_process_mb"]]
+    memory = [f"{peak} MB" for peak in values["largest_process_mb"].values()]
+    note = (
+        f"JPEGs of 500 × 375, {values['mean_source_bytes'] / 1000:.0f} kB. The largest process took "
+        f"{' and '.join(f'{peak} for {size}' for peak, size in zip(memory, sizes, strict=True))}; {where(values)}."
+    )
+    return f"{table(['worker processes', 'images/s without start-up', *sizes], rows)}\n\n{note}"
+
+
+def input_speed() -> str:
+    values = log("input_speed")
+    medians = {(r["encoding"], r["reader"], r["workers"]): r["median"] for r in values["images_per_second"]}
+    workers = sorted({of for _, _, of in medians})
+    rows, notes = [], []
+    for encoding in ("jpeg", "raw"):
+        best: dict[bool, int] = {}
+        for reader in dict.fromkeys(reader for of, reader, _ in medians if of == encoding):
+            rates = [medians[encoding, reader, of] for of in workers]
+            rows.append([encoding, reader, *(f"{rate:,}" for rate in rates)])
+            ours = reader == "alexnet_jax"
+            best[ours] = max(best.get(ours, 0), *rates)
+        notes.append(f"{encoding}: {best[True] / best[False]:.2f} times the DataLoader's best.")
+    versions = ", ".join(f"{name} {version}" for name, version in values["other_versions"].items())
+    kilobytes = ", ".join(f"{encoding} {size / 1000:.0f} kB" for encoding, size in values["mean_bytes"].items())
+    notes.append(f"256 × 256 pixels ({kilobytes}), batches of {values['batch_size']}; {where(values)}, {versions}.")
+    header = ["images/s", "read by", *(f"{of} workers" if of > 1 else "1 worker" for of in workers)]
+    return f"{table(header, rows)}\n\n{' '.join(notes)}"
+
+
+def feeding() -> str:
+    header = ["images/s", "device", "batch", "type"]
+    rows: list[list[Any]] = []
+    notes = []
+    for platform in ("cpu", "gpu"):
+        if not (ROOT / "experiments" / "results" / f"feeding_{platform}.json").exists():
+            notes.append(f"Not measured on a {platform.upper()}.")
+            continue
+        values = log(f"feeding_{platform}")
+        rates = values["images_per_second"]
+        header = [*header[:4], *rates]
+        rows.append([f"`{values['architecture']}`", values["device"], values["batch_size"], values["dtype"]])
+        rows[-1] += [f"{rate:,.1f} ({100 * rate / rates['synthetic']:.0f} %)" for rate in rates.values()]
+        notes.append(f"{where(values)}.")
+    return f"{table(header, rows)}\n\n{' '.join(notes)}"
+
+
+def imagenet_plan() -> str:
+    """What 1.28 million images ask for, from what was measured on fewer."""
+    prepared, read = log("prepare_speed"), log("input_speed")
+    train, validation, multiply_adds = 1_281_167, 50_000, 724_406_816
+    most = max(prepared["rates"], key=lambda rates: rates["workers"])
+    per_core = most["images_per_second"] / most["workers"]
+    cores = (2, 8, 16, 32, 64)
+    minutes = [f"{(train + validation) / per_core / count / 60:.0f} min" for count in cores]
+    times = table(["cores", *map(str, cores)], [["prepare", *minutes]])
+
+    best = {
+        encoding: max(
+            r["median"] for r in read["images_per_second"] if (r["encoding"], r["reader"]) == (encoding, "alexnet_jax")
+        )
+        for encoding in ("jpeg", "raw")
+    }
+    rows = []
+    for encoding, size in prepared["bytes_per_image"].items():
+        gigabytes = (train + validation) * size / 1e9
+        rows.append([encoding, f"{gigabytes:.0f} GB", f"{best[encoding] / read['machine']['cores']:,.0f}"])
+    disk = table(["encoding", "disk", "images/s read by a core"], rows)
+
+    needed = []
+    for gpus in (1, 8):
+        for rate in (50, 100, 200):
+            images = gpus * rate * 1e12 / (6 * multiply_adds)
+            needed.append(
+                [
+                    f"{gpus}, each at {rate} TFLOP/s",
+                    f"{images:,.0f}",
+                    f"{90 * train / images / 60:.0f} min",
+                    f"{math.ceil(images / (best['jpeg'] / read['machine']['cores']))}",
+                    f"{math.ceil(images / (best['raw'] / read['machine']['cores']))}",
+                    f"{images * prepared['bytes_per_image']['raw'] / 1e9:.1f} GB/s",
+                ]
+            )
+    header = ["GPUs", "images/s", "90 epochs", "cores for jpeg", "cores for raw", "reading raw"]
+    return f"{times}\n\n{disk}\n\n{table(header, needed)}\n\nRates: {where(prepared)}; {where(read)}."
+
+
+TABLES = {
+    of.__name__: of
+    for of in (
+        first_runs, first_steps, two_gpus, jpeg_decoders, prepare_speed, input_speed, feeding, imagenet_plan,
+    )
+}  # fmt: skip
 
 
 def rendered(text: str) -> str:

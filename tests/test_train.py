@@ -99,6 +99,22 @@ def test_a_continued_run_is_bit_for_bit_the_run_that_was_not_stopped(config, tmp
     jax.tree.map(np.testing.assert_array_equal, whole, stopped)
 
 
+def test_a_batch_is_sent_while_the_one_before_is_used():
+    sent = []
+
+    def batches():
+        for number in range(4):
+            sent.append(number)
+            yield np.full((4, 1), number, np.float32)
+
+    used = []
+    for batch in parallel.shard_ahead(batches(), TWO):
+        assert batch.shape == (2, 2, 1)
+        used.append(float(batch[0, 0, 0]))
+        assert sent == list(range(min(len(used) + 1, 4)))
+    assert used == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(("devices", "changes"), [(ONE, {}), (TWO, OF_2012)])
 def test_images_kept_on_the_devices_give_the_same_numbers(config, tmp_path, devices, changes):
     config = dataclasses.replace(config, **changes)

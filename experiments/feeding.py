@@ -1,0 +1,101 @@
+"""Whether the training step waits for its images: its rate on images that are read, against one batch that stays.
+
+  python -m alexnet_jax.prepare --source=PHOTOS --output=jpeg
+  python -m alexnet_jax.prepare --source=PHOTOS --output=raw --encoding=raw
+  python experiments/feeding.py --jpeg=jpeg --raw=raw --architecture=demo --batch_size=64          4 minutes, two cores
+  python experiments/feeding.py --jpeg=jpeg --raw=raw --batch_size=1024 --dtype=bfloat16           on a GPU
+
+The whole training step as `main` runs it: augmentation, network, update. Its batches are one that lies on the device
+("synthetic"), gathered there out of all images (--cache=device), or read, decoded and sent. Interleaved, median of the
+repeats, each after steps that use up what was read ahead. Expected: with --cache=device or raw images within 5 % of
+synthetic.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+from record import save
+
+from alexnet_jax import model, optim, parallel, train
+from alexnet_jax.architectures import ARCHITECTURES, image_size, with_classes
+from alexnet_jax.config import Config
+from alexnet_jax.datasets import Dataset, open_dataset
+
+
+def endless(
+    dataset: Dataset, config: Config, devices: list[jax.Device], net: model.AlexNet, synthetic: bool
+) -> Iterator:
+    """Does one training step each time it is asked for one; gives the step's metrics."""
+    optimizer = optim.sgd(optim.learning_rates(config, 1000.0))
+    mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
+    pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
+    state = parallel.replicate(train.init_state(net, optimizer, crop_size=config.crop_size, seed=0), devices)
+    step = train.make_train_step(net, optimizer, mean_image, pca, config, 1000.0)
+    mapped, read = train.with_input(step, config, dataset, devices)
+    batches: Iterable = read(dataset, batch_size=config.batch_size, seed=0, steps=range(10**6))
+    batches = parallel.shard_ahead(batches, devices)
+    if synthetic:
+        batches = itertools.repeat(next(iter(batches)))
+    for batch in batches:
+        state, metrics = mapped(state, batch)
+        yield metrics
+
+
+def rate(metrics: Iterator, steps: int, batch_size: int) -> float:
+    """Images/s over the next steps, two of them on the way at most, as in the loop of `train`."""
+    jax.block_until_ready(list(itertools.islice(metrics, 5)))
+    start, before = time.perf_counter(), None
+    for found in itertools.islice(metrics, steps):
+        jax.block_until_ready(before)
+        before = found
+    jax.block_until_ready(before)
+    return steps * batch_size / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jpeg", required=True)
+    parser.add_argument("--raw", required=True)
+    parser.add_argument("--architecture", default="paper", choices=ARCHITECTURES)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    devices = jax.local_devices()
+    size = image_size(arguments.architecture)
+    config = Config(architecture=arguments.architecture, batch_size=arguments.batch_size, crop_size=size)
+    jpeg, raw = open_dataset(arguments.jpeg), open_dataset(arguments.raw)
+    net = model.AlexNet(with_classes(ARCHITECTURES[config.architecture], 1000), dtype=jnp.dtype(arguments.dtype))
+    cached = dataclasses.replace(config, cache="device")
+    feeds = {
+        "synthetic": training(raw, config, devices, net, synthetic=True),
+        "--cache=device": training(raw, cached, devices, net),
+        "raw": training(raw, config, devices, net),
+        "JPEG": training(jpeg, config, devices, net),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in feeds}
+    for _ in range(arguments.repeats):
+        for name, metrics in feeds.items():
+            rates[name].append(rate(metrics, arguments.steps, config.batch_size))
+            print(f"{name}: {rates[name][-1]:,.1f} images/s", flush=True)
+    save(
+        f"feeding_{devices[0].platform}",
+        architecture=config.architecture,
+        batch_size=config.batch_size,
+        dtype=arguments.dtype,
+        device=f"{len(devices)} × {devices[0].device_kind}",
+        steps=arguments.steps,
+        images_per_second={name: round(statistics.median(found), 1) for name, found in rates.items()},
+        all={name: [round(one, 1) for one in found] for name, found in rates.items()},
+    )
+
+
+if __name__ == "__main__":
+    main()
