@@ -28,8 +28,8 @@ from alexnet_jax.config import Config
 from alexnet_jax.datasets import Dataset, open_dataset
 
 
-def endless(
-    dataset: Dataset, config: Config, devices: list[jax.Device], net: model.AlexNet, synthetic: bool
+def training(
+    dataset: Dataset, config: Config, devices: list[jax.Device], net: model.AlexNet, synthetic: bool = False
 ) -> Iterator:
     """Does one training step each time it is asked for one; gives the step's metrics."""
     optimizer = optim.sgd(optim.learning_rates(config, 1000.0))
