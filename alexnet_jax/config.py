@@ -1,4 +1,4 @@
-"""Config: everything that decides the numbers of a run, flat and frozen; and the presets."""
+"""Config: everything that decides the numbers of a run, and how it is run, flat and frozen; and the presets."""
 
 import dataclasses
 import math
@@ -66,10 +66,10 @@ class Config:
     )  # fmt: skip
     dataset: str = option("shapes", "a folder that alexnet_jax.prepare wrote, or the built-in data set 'shapes'")
     cache: str = option(
-        "none", "device: keep the training images on each device, instead of reading them again and again: the same "
-        "numbers; none: read them", decides=False,
+        "none", "device: read the training images once and keep them on each device; none: read each batch. The "
+        "results are the same", decides=False,
     )  # fmt: skip
-    cache_budget: float = option(4.0, "gigabytes that they may take there", above=0, decides=False)
+    cache_budget: float = option(4.0, "gigabytes on each device that --cache=device may take", above=0, decides=False)
     num_classes: int = option(0, "outputs of the last layer; 0: as many as the data set has classes", minimum=0)
     crop_size: int = option(
         0, "side of the patch that the network sees, in pixels (§4.1); 0: the architecture's own, 224 (caffe: 227)",

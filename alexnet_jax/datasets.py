@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -109,7 +110,7 @@ def _finish(folder: Path, written: list[shards.Shard]) -> tuple[dict[str, int], 
     counts = {shard.split: np.zeros(len(class_names), np.int64) for shard in written}
     lengths: dict[str, list[int]] = {split: [] for split in counts}
     num_bytes = dict.fromkeys(counts, 0)
-    sums, skipped, files = Sums(size), [], {}
+    sums, skipped, files = Sums(size, np.int64), [], {}
     for shard in written:
         with np.load(folder / f"{shard.name}.npz", allow_pickle=False) as whole:
             counts[shard.split] += whole["counts"]
@@ -117,7 +118,7 @@ def _finish(folder: Path, written: list[shards.Shard]) -> tuple[dict[str, int], 
             num_bytes[shard.split] += int(whole["num_bytes"])
             if shard.split == "train":
                 sums.images += int(whole["counts"].sum())
-                sums.pixels = sums.pixels + whole["pixels"].astype(np.int64)
+                sums.pixels += whole["pixels"]
                 sums.products += whole["products"]
             if whole["counts"].any():
                 name = f"{NAME}-{shard.split}.array_record-{len(lengths[shard.split]):05}"
@@ -217,6 +218,7 @@ def open_dataset(name: str) -> Dataset:
             f"--dataset={name}: neither a folder nor the built-in data set 'shapes'; "
             "make one of your images with python -m alexnet_jax.prepare"
         )
+    _allow_many_files()
     try:
         with np.load(path / "statistics.npz", allow_pickle=False) as file:
             statistics = Statistics(file["mean_image"], file["covariance"])
@@ -233,6 +235,13 @@ def open_dataset(name: str) -> Dataset:
         raise InputError(
             f"--dataset={name}: {path} is not a data set that alexnet_jax.prepare wrote ({reason})"
         ) from error
+
+
+def _allow_many_files() -> None:
+    """array_record keeps each file open that it has read from: ImageNet's 1,301 are more than is often allowed."""
+    allowed, possible = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # where the system does not keep to its own limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(allowed, min(possible, 100_000)), possible))
 
 
 def builtin_shapes(train: int = 4000, validation: int = 500) -> Path:

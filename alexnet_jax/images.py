@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -89,11 +90,14 @@ class Statistics:
 
 
 class Sums:
-    """Exact integer sums over images, which can be added up: of each pixel, and of the products of colours."""
+    """Exact integer sums over images, which can be added up: of each pixel, and of the products of colours.
 
-    def __init__(self, size: int):
+    dtype: of the sums of pixels; uint32, in which adding is twice as fast, holds 16 million images.
+    """
+
+    def __init__(self, size: int, dtype: Any = np.uint32):
         self.images = 0
-        self.pixels = np.zeros((size, size, 3), np.uint32)  # enough for 16 million images
+        self.pixels = np.zeros((size, size, 3), dtype)
         self.products = np.zeros((3, 3), np.int64)
 
     def add(self, image: Pixels) -> None:

@@ -1,5 +1,6 @@
 """(seed, step) → batch: the order of the images, and reading them, on the host."""
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ class Batch(NamedTuple):
 
 
 def training_batches(
-    dataset: Dataset, *, batch_size: int, seed: int, steps: range, rows: slice | None = None, threads: int | None = None
+    dataset: Dataset, *, batch_size: int, seed: int, steps: range, rows: range | None = None, threads: int | None = None
 ) -> Iterator[Batch]:
     """The batches of these steps, read ahead by threads.
 
@@ -41,25 +42,23 @@ def training_batches(
       threads: by default one for each core, 16 at most.
     """
     order = _training_order(dataset, seed)
-    return _read(dataset, "train", order, batch_size, steps, rows or slice(0, batch_size), threads)
+    return _read(dataset, "train", order, batch_size, steps, rows or range(batch_size), threads)
 
 
 def training_indices(
-    dataset: Dataset, *, batch_size: int, seed: int, steps: range, rows: slice | None = None
+    dataset: Dataset, *, batch_size: int, seed: int, steps: range, rows: range | None = None
 ) -> Iterator[Int32[np.ndarray, "batch"]]:
     """The same batches as the numbers of their images in the training set."""
     order = _training_order(dataset, seed)
-    rows = rows or slice(0, batch_size)
     for step in steps:
-        first = step * batch_size
-        yield np.array([order[index] for index in range(first + rows.start, first + rows.stop)], np.int32)
+        yield np.array([order[step * batch_size + row] for row in rows or range(batch_size)], np.int32)
 
 
-def evaluation_batches(dataset: Dataset, split: str, *, batch_size: int, rows: slice | None = None) -> Iterator[Batch]:
-    """A split in order, once, in batches of `batch_size`; the last is filled up with rows of label -1."""
+def evaluation_batches(dataset: Dataset, split: str, *, batch_size: int, rows: range | None = None) -> Iterator[Batch]:
+    """A split in order, once, in batches of `batch_size`; the last is filled up with black rows of label -1."""
     images = len(dataset.splits[split])
     steps = range(-(-images // batch_size))
-    return _read(dataset, split, range(images), batch_size, steps, rows or slice(0, batch_size), None)
+    return _read(dataset, split, range(images), batch_size, steps, rows or range(batch_size), None)
 
 
 def whole_split(dataset: Dataset, split: str) -> Batch:
@@ -73,15 +72,15 @@ def _training_order(dataset: Dataset, seed: int) -> Any:
 
 
 def _read(
-    dataset: Dataset, split: str, order: Any, batch_size: int, steps: range, rows: slice, threads: int | None
+    dataset: Dataset, split: str, order: Any, batch_size: int, steps: range, rows: range, threads: int | None
 ) -> Iterator[Batch]:
     """The rows of the batches of these steps: row r of step s holds image order[s · batch_size + r].
 
-    Threads read parts of a batch into one array. So a large batch takes no longer to come than the machine needs,
-    and what is read ahead stays within two batches, or two parts a thread.
+    Threads read parts of a batch into one array, so that all of them work on the batch that comes next. No more than
+    four batches, or two parts a thread, are in memory.
     """
-    parts = [range(first, min(first + PART, rows.stop)) for first in range(rows.start, rows.stop, PART)]
-    started: dict[int, Batch] = {}
+    parts = [rows[first : first + PART] for first in range(0, len(rows), PART)]
+    started: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     memory = _Memory()
     lock = threading.Lock()
 
@@ -89,23 +88,24 @@ def _read(
         step, part = steps[number // len(parts)], parts[number % len(parts)]
         with lock:
             if step not in started:
-                images = memory.array((rows.stop - rows.start, dataset.size, dataset.size, 3))
-                started[step] = Batch(images, np.full(len(images), -1, np.int32))
-            batch = started[step]
-        for row in part:
-            image, position = np.asarray(batch.images[row - rows.start]), step * batch_size + row
-            if position < len(order):
-                batch.labels[row - rows.start] = _load(dataset, split, int(order[position]), image)
-            else:
-                image[...] = 0
+                images = memory.array((len(rows), dataset.size, dataset.size, 3))
+                started[step] = images, np.full(len(rows), -1, np.int32)
+            images, labels = started[step]
+            positions = range(step * batch_size + part[0], step * batch_size + part[-1] + 1)
+            # In the lock, since grain's shuffling is not made for several threads.
+            indices = [int(order[position]) for position in positions if position < len(order)]
+        for place, index in enumerate(indices, start=part[0] - rows[0]):
+            labels[place] = _load(dataset, split, index, images[place])
+        images[part[0] - rows[0] + len(indices) : part[-1] + 1 - rows[0]] = 0
         return step
 
     threads = threads or min(shards.cores(), 16)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * max(threads, len(parts)))
     done = grain.MapDataset.range(len(steps) * len(parts)).map(read).to_iter_dataset(options)
-    for number, step in enumerate(done, start=1):
-        if number % len(parts) == 0:  # parts come in their order
-            yield started.pop(step)
+    with contextlib.closing(iter(done)) as in_order:  # at an error nothing more is read
+        for number, step in enumerate(in_order, start=1):
+            if number % len(parts) == 0:
+                yield Batch(*started.pop(step))
 
 
 class _Memory:

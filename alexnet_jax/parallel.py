@@ -71,9 +71,9 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
 
 
 def free_memory(devices: Sequence[jax.Device]) -> float:
-    """Bytes on the fullest of the devices; infinite where they do not tell (CPUs)."""
-    told = [device.memory_stats() for device in devices]
-    return min((stats["bytes_limit"] - stats["bytes_in_use"] for stats in told if stats), default=math.inf)
+    """Free bytes on the fullest of the devices; infinite where they do not tell (CPUs)."""
+    told = [device.memory_stats() or {} for device in devices]
+    return min(stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0) for stats in told)
 
 
 def _sharding(devices: Sequence[jax.Device], *axes: Any) -> jax.sharding.Sharding:

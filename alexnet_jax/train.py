@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int32, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from alexnet_jax import checkpoint, figures, input_pipeline, model, optim, parallel, runlog
 from alexnet_jax.architectures import ARCHITECTURES, Layers, image_size, with_classes
@@ -87,16 +87,6 @@ def make_train_step(
     return train_step
 
 
-def from_cache(step: Callable) -> Callable:
-    """The step (state, indices, cache): `step` on those of the cached images, which are gathered on the device."""
-
-    def cached_step(state: TrainState, indices: Int32[Array, "batch"], cache: Batch) -> tuple[TrainState, dict]:
-        images, labels = jnp.asarray(cache.images), jnp.asarray(cache.labels)
-        return step(state, Batch(images[indices], labels[indices]))
-
-    return cached_step
-
-
 def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None) -> Errors:
     """A whole run in `workdir`, or the rest of one that was stopped there; returns its errors on the validation split.
 
@@ -160,7 +150,6 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
     mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
     pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
     train_step = make_train_step(net, optimizer, mean_image, pca, config, steps_per_epoch)
-    train_step, read = with_input(train_step, config, dataset, devices)
     evaluation_step = parallel.pmap_step(make_evaluation_step(net.apply, mean_image, config.crop_size), devices)
 
     def validate(params: PyTree) -> Errors:
@@ -181,13 +170,14 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
         stack.callback(checkpoints.close)
         stack.callback(log.close)
         stop_requested = stack.enter_context(checkpoint.stop_requests())
+        train_step, read = with_input(train_step, config, dataset, devices)
         batches = read(dataset, batch_size=config.batch_size, seed=config.seed, steps=range(first_step, steps))
         for step, batch in enumerate(parallel.shard_ahead(batches, devices), start=first_step + 1):
             state, metrics = train_step(state, batch)
             log.advance()
             pending.append(metrics)
             if len(pending) > 1:
-                jax.block_until_ready(pending[-2])  # two steps at most, and their batches, are on the way
+                jax.block_until_ready(pending[-2])  # two steps at most, and three batches, are on the way
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 log.restart_clock(step)
@@ -228,11 +218,17 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
 def with_input(
     step: Callable, config: Config, dataset: Dataset, devices: Sequence[jax.Device]
 ) -> tuple[Callable, Callable]:
-    """The training step on all devices, and what reads its batches: images, or numbers of images that lie there."""
+    """The training step on all devices, and the function that gives its batches: images, or with --cache=device the
+    numbers of images that lie there.
+    """
     if config.cache == "none":
         return parallel.pmap_step(step, devices, donate_state=True), input_pipeline.training_batches
     cache = parallel.replicate(input_pipeline.whole_split(dataset, "train"), devices)
-    cached_step = parallel.pmap_step(from_cache(step), devices, donate_state=True, shared=1)
+
+    def gather_and_step(state: TrainState, indices: Array, cache: Batch) -> tuple[TrainState, dict[str, Array]]:
+        return step(state, jax.tree.map(lambda kept: kept[indices], cache))
+
+    cached_step = parallel.pmap_step(gather_and_step, devices, donate_state=True, shared=1)
     return lambda state, indices: cached_step(state, indices, cache), input_pipeline.training_indices
 
 

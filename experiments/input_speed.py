@@ -75,9 +75,16 @@ def loader(dataset: Records, workers: int) -> Iterator[Any]:
 
 def ours(path: str, threads: int) -> Iterator[Any]:
     steps = range(10**6)
-    return iter(
-        input_pipeline.training_batches(open_dataset(path), batch_size=BATCH, seed=0, steps=steps, threads=threads)
-    )
+    return input_pipeline.training_batches(open_dataset(path), batch_size=BATCH, seed=0, steps=steps, threads=threads)
+
+
+def undecoded(path: str, threads: int) -> Iterator[Any]:
+    """What one process can read at most, however many cores decode: its threads take turns in Python."""
+    input_pipeline.decode, decode_before = lambda *_: None, input_pipeline.decode
+    try:
+        yield from ours(path, threads)
+    finally:
+        input_pipeline.decode = decode_before
 
 
 def rate(open_batches: Callable[[], Iterator[Any]], workers: int, batches: int) -> float:
@@ -88,7 +95,10 @@ def rate(open_batches: Callable[[], Iterator[Any]], workers: int, batches: int) 
     start = time.perf_counter()
     for images, labels in itertools.islice(iterator, batches):
         assert images.shape[0] == labels.shape[0] == BATCH
-    return batches * BATCH / (time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    if hasattr(iterator, "close"):
+        iterator.close()
+    return batches * BATCH / seconds
 
 
 def main() -> None:
@@ -105,6 +115,8 @@ def main() -> None:
         for encoding, path in paths.items():
             (folder := Path(scratch) / encoding).mkdir()
             readers[encoding, "alexnet_jax"] = functools.partial(ours, path)
+            if encoding == "jpeg":
+                readers[encoding, "alexnet_jax, not decoded"] = functools.partial(undecoded, path)
             readers[encoding, "DataLoader, records"] = functools.partial(loader, Records(path))
             readers[encoding, "DataLoader, files"] = functools.partial(loader, Files(path, folder))
         rates: dict[tuple[str, str, int], list[float]] = {}

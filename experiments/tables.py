@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from alexnet_jax import PAPER, summary
+
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md", ROOT / "docs" / "imagenet.md")
 
@@ -119,7 +121,8 @@ def prepare_speed() -> str:
     sizes = [f"{int(images):,} images" for images in values["largest_process_mb"]]
     memory = [f"{peak} MB" for peak in values["largest_process_mb"].values()]
     note = (
-        f"JPEGs of 500 × 375, {values['mean_source_bytes'] / 1000:.0f} kB. The largest process took "
+        f"JPEGs of 500 × 375, {values['photographs']} photographs repeated, "
+        f"{values['mean_source_bytes'] / 1000:.0f} kB. The largest process took "
         f"{' and '.join(f'{peak} for {size}' for peak, size in zip(memory, sizes, strict=True))}; {where(values)}."
     )
     return f"{table(['worker processes', 'images/s without start-up', *sizes], rows)}\n\n{note}"
@@ -135,8 +138,9 @@ def input_speed() -> str:
         for reader in dict.fromkeys(reader for of, reader, _ in medians if of == encoding):
             rates = [medians[encoding, reader, of] for of in workers]
             rows.append([encoding, reader, *(f"{rate:,}" for rate in rates)])
-            ours = reader == "alexnet_jax"
-            best[ours] = max(best.get(ours, 0), *rates)
+            if reader != "alexnet_jax, not decoded":
+                ours = reader == "alexnet_jax"
+                best[ours] = max(best.get(ours, 0), *rates)
         notes.append(f"{encoding}: {best[True] / best[False]:.2f} times the DataLoader's best.")
     versions = ", ".join(f"{name} {version}" for name, version in values["other_versions"].items())
     kilobytes = ", ".join(f"{encoding} {size / 1000:.0f} kB" for encoding, size in values["mean_bytes"].items())
@@ -165,41 +169,48 @@ def feeding() -> str:
 def imagenet_plan() -> str:
     """What 1.28 million images ask for, from what was measured on fewer."""
     prepared, read = log("prepare_speed"), log("input_speed")
-    train, validation, multiply_adds = 1_281_167, 50_000, 724_406_816
+    images = {"train": 1_281_167, "validation": 50_000}
     most = max(prepared["rates"], key=lambda rates: rates["workers"])
     per_core = most["images_per_second"] / most["workers"]
-    cores = (2, 8, 16, 32, 64)
-    minutes = [f"{(train + validation) / per_core / count / 60:.0f} min" for count in cores]
-    times = table(["cores", *map(str, cores)], [["prepare", *minutes]])
+    rows = [
+        [
+            cores,
+            f"{sum(images.values()) / per_core / cores / 60:.0f} min",
+            f"{per_core * cores * 155e9 / sum(images.values()) / 1e6:,.0f} MB/s",
+        ]
+        for cores in (2, 8, 16, 32)
+    ]
+    times = table(["cores", "prepare", "read by it"], rows)
 
-    best = {
-        encoding: max(
-            r["median"] for r in read["images_per_second"] if (r["encoding"], r["reader"]) == (encoding, "alexnet_jax")
-        )
-        for encoding in ("jpeg", "raw")
-    }
-    rows = []
-    for encoding, size in prepared["bytes_per_image"].items():
-        gigabytes = (train + validation) * size / 1e9
-        rows.append([encoding, f"{gigabytes:.0f} GB", f"{best[encoding] / read['machine']['cores']:,.0f}"])
+    def best(encoding: str, reader: str = "alexnet_jax") -> int:
+        return max(r["median"] for r in read["images_per_second"] if (r["encoding"], r["reader"]) == (encoding, reader))
+
+    of_core = {encoding: best(encoding) / read["machine"]["cores"] for encoding in ("jpeg", "raw")}
+    sizes = prepared["bytes_per_image"]
+    rows = [[encoding, f"{sum(images.values()) * sizes[encoding] / 1e9:.0f} GB", f"{of_core[encoding]:,.0f}"]
+            for encoding in sizes]  # fmt: skip
     disk = table(["encoding", "disk", "images/s read by a core"], rows)
 
-    needed = []
-    for gpus in (1, 8):
-        for rate in (50, 100, 200):
-            images = gpus * rate * 1e12 / (6 * multiply_adds)
-            needed.append(
-                [
-                    f"{gpus}, each at {rate} TFLOP/s",
-                    f"{images:,.0f}",
-                    f"{90 * train / images / 60:.0f} min",
-                    f"{math.ceil(images / (best['jpeg'] / read['machine']['cores']))}",
-                    f"{math.ceil(images / (best['raw'] / read['machine']['cores']))}",
-                    f"{images * prepared['bytes_per_image']['raw'] / 1e9:.1f} GB/s",
-                ]
-            )
-    header = ["GPUs", "images/s", "90 epochs", "cores for jpeg", "cores for raw", "reading raw"]
-    return f"{times}\n\n{disk}\n\n{table(header, needed)}\n\nRates: {where(prepared)}; {where(read)}."
+    # Forward, and twice as much backward; a multiplication and an addition.
+    operations = 3 * 2 * sum(row.multiply_adds for row in summary(PAPER))
+    at_most = best("jpeg", "alexnet_jax, not decoded")
+    rows = []
+    for gpus, rate in ((gpus, rate) for gpus in (1, 8) for rate in (50, 100, 200)):
+        needed = gpus * rate * 1e12 / operations
+        rows.append(
+            [
+                f"{gpus}, each at {rate} TFLOP/s",
+                f"{needed:,.0f}",
+                f"{90 * images['train'] / needed / 60:.0f} min",
+                f"{math.ceil(needed / of_core['jpeg'])}",
+                *(f"{needed * sizes[encoding] / 1e9:.1f} GB/s" for encoding in ("jpeg", "raw")),
+                math.ceil(needed / at_most),
+            ]
+        )
+    header = ["GPUs", "images/s", "90 epochs", "cores for jpeg", "reading jpeg", "reading raw", "processes"]
+    return (
+        f"{times}\n\n{disk}\n\n{table(header, rows)}\n\nOne process reads {at_most:,} images/s at most. {where(read)}."
+    )
 
 
 TABLES = {

@@ -197,6 +197,29 @@ def test_both_encodings_give_the_images_and_their_statistics(tmp_path, encoding)
     np.testing.assert_allclose(dataset.statistics.covariance, np.cov(seen.reshape(-1, 3).T, ddof=0), rtol=1e-9)
 
 
+def test_a_record_lies_where_its_shard_is_named(tmp_path):
+    write(tmp_path / "set")
+    train = datasets.open_dataset(str(tmp_path / "set")).splits["train"]
+    places = {index: train.place(index) for index in (0, 7, 8, 17, 49)}
+    expected = {0: (0, 0), 7: (0, 7), 8: (1, 0), 17: (2, 1), 49: (6, 1)}
+    for index, (shard, record) in expected.items():
+        assert places[index].endswith(f"images-train.array_record-0000{shard}, record {record}")
+    with pytest.raises(IndexError):
+        train[50]
+
+
+def test_more_shards_than_files_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "EXAMPLES_PER_SHARD", 1)
+    write(tmp_path / "set", train=150)
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 1000))\n"
+        "from alexnet_jax import datasets\n"
+        "print(len(list(datasets.open_dataset(sys.argv[1]).splits['train'])))"
+    )
+    process = subprocess.run([sys.executable, "-c", program, tmp_path / "set"], capture_output=True, text=True)
+    assert process.stdout == "150\n", process.stderr
+
+
 def test_verify_names_what_is_amiss(tmp_path):
     write(tmp_path / "set")
     manifest = datasets.verify(tmp_path / "set")
