@@ -1,48 +1,116 @@
-"""Checkpoints by orbax: save, restore, and which run a folder belongs to."""
+"""Checkpoints by orbax: save, restore, and the signals that ask for one."""
 
 import contextlib
-import dataclasses
-import json
+import math
+import os
 import shutil
 import signal
+import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
+from orbax.checkpoint import checkpoint_managers as policies
 
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import InputError
 
 
 class Checkpoints:
-    """The checkpoints of one run, by step, in `folder`; saved in the background, the last two kept."""
+    """The checkpoints of one run, by step, in `folder`; saved in the background.
 
-    def __init__(self, folder: Path):
-        # What a kill left half-written is removed at the next start.
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, cleanup_tmp_directories=True)
-        self._folder = folder
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    Kept are the last `keep`, and the one with the lowest validation top-1 error.
+    """
 
-    def save(self, step: int, state: PyTree) -> None:
-        """Starts saving; `state` may be overwritten as soon as this returns. Raises InputError where it cannot."""
+    def __init__(self, folder: Path, keep: int = 2):
+        options = ocp.CheckpointManagerOptions(
+            create=True,
+            cleanup_tmp_directories=True,  # what a kill left half-written is removed at the next start
+            best_fn=lambda metrics: metrics["top1_error"],
+            best_mode="min",
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(keep),
+                    policies.BestN(get_metric_fn=lambda metrics: -metrics["top1_error"], n=1),
+                ]
+            ),
+        )  # fmt: skip
+        handlers = {"state": ocp.StandardCheckpointHandler(), "digest": ocp.JsonCheckpointHandler()}
+        self._folder, self._state_handler = folder, handlers["state"]
+        with _named_errors(folder, "opened"):
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+
+    def save(self, step: int, state: PyTree, top1_error: float = math.inf) -> None:
+        """Starts saving; `state` may be overwritten as soon as this returns. Raises InputError where it cannot.
+
+        top1_error: on the validation split, where it is known.
+        """
+        state = _on_host(state)
         needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self._folder).free
         if free < needed:  # asked first, since a write that fails makes TensorStore's threads print pages
             megabytes = f"{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB free"
             raise InputError(f"{self._folder}: the checkpoint cannot be written (the disk is full: {megabytes})")
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), digest=ocp.args.JsonSave(_digest(state)))
         with _named_errors(self._folder):
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            self._manager.save(step, args=items, metrics={"top1_error": top1_error})
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
+    def best_step(self) -> int | None:
+        """Step of the one with the lowest validation top-1 error."""
+        return self._manager.best_step()
+
+    def restore_latest(self, like: PyTree) -> tuple[int, PyTree] | None:
+        """The newest checkpoint that is whole, as (step, state on the host); None where there has been none.
+
+        Damaged ones are set aside, with a warning. Raises InputError where all are damaged, or hold other parameters
+        than `like` has.
+        """
+        like = _on_host(like)
+        while (step := self.latest_step()) is not None:
+            try:
+                return step, self.restore(step, like)
+            except ValueError as error:
+                if isinstance(error, InputError):
+                    raise
+                place = self._folder / str(step)
+                print(f"warning: {place}: is damaged ({_reason(error)}); it is now {place}.damaged", file=sys.stderr)
+                place.rename(f"{place}.damaged")
+                self._manager.reload()
+        if any(self._folder.glob("*.damaged")):
+            raise InputError(f"{self._folder}: each checkpoint is damaged; begin again in another --workdir")
+        return None
+
     def restore(self, step: int, like: PyTree) -> PyTree:
-        """The state of that step, with the structure, types and placement of `like`."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        """The state of that step, on the host, with the structure and types of `like`.
+
+        Raises ValueError where it is damaged, InputError where it holds other parameters.
+        """
+        like, folder = _on_host(like), self._folder / str(step)
+        try:
+            found = self._state_handler.metadata(folder.absolute() / "state").tree
+        except Exception as error:
+            raise ValueError(_reason(error)) from error
+        _compare(folder, found, like)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(like), digest=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=items)
+        except Exception as error:  # orbax and TensorStore raise many types for damaged files
+            raise ValueError(_reason(error)) from error
+        if restored["digest"] != _digest(restored["state"]):  # TensorStore does not notice a changed byte
+            raise ValueError("its numbers are not those that were saved")
+        return restored["state"]
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the hosts are to stop after this step: the same answer on all."""
+        return self._manager.reached_preemption(step)
 
     def close(self) -> None:
         """Waits until what is being saved is on disk. Raises InputError where it could not be written."""
@@ -50,77 +118,70 @@ class Checkpoints:
             self._manager.close()
 
 
+def _on_host(state: PyTree) -> PyTree:
+    return jax.tree.map(np.asarray, jax.device_get(state))
+
+
+def _digest(state: PyTree) -> dict[str, str]:
+    value = 0
+    for leaf in jax.tree.leaves(state):
+        value = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).reshape(-1).data, value)
+    return {"crc32": f"{value:08x}"}
+
+
+def _compare(folder: Path, found: PyTree, like: PyTree) -> None:
+    """Raises InputError naming the first parameter of another shape than in the checkpoint, or which is missing."""
+
+    def name(path: tuple) -> str:  # keys of dictionaries, fields and places in tuples: all are text in a checkpoint
+        return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+    def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+        return {name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+    before, now = shapes(found), shapes(like)
+    for leaf in [*now, *before]:
+        if before.get(leaf) != now.get(leaf):
+            raise InputError(
+                f"{folder}: is of another network: {leaf} is {before.get(leaf, 'missing')} there, "
+                f"{now.get(leaf, 'missing')} here"
+            )
+
+
 @contextlib.contextmanager
-def _named_errors(folder: Path) -> Iterator[None]:
+def _named_errors(folder: Path, what: str = "written") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of many types: a full disk is a ValueError of TensorStore
-        reason = str(error).split("\n")[0].split(": ")[-1]
-        raise InputError(f"{folder}: the checkpoint cannot be written ({reason})") from error
+        raise InputError(f"{folder}: the checkpoint cannot be {what} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).split("\n")[0].split(": ")[-1]
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C and `kill` wait to be asked for (the function that it gives); a second one stops at once.
+def stop_requests(checkpoints: Checkpoints, *, several_hosts: bool) -> Iterator[Callable[[int], bool]]:
+    """Within it Ctrl-C and `kill` wait to be asked for, after each step; a second one stops at once.
 
-    An exception raised just anywhere could be lost in another library's callback, or tear a checkpoint.
+    An exception raised just anywhere could be lost in another library's callback, or tear a checkpoint. Of several
+    hosts all stop after the same step, whichever was told to; so they do where a cluster announces preemption.
     """
     received = []
 
     def receive(number: int, _: Any) -> None:
         received.append(number)
         signal.signal(number, signal.default_int_handler)
+        if several_hosts:
+            os.kill(os.getpid(), signal.SIGTERM)  # which JAX has told the others of
 
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield lambda: False
+        yield lambda step: False
         return
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT,) if several_hosts else (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, receive) for number in numbers}
     try:
-        yield lambda: bool(received)
+        yield checkpoints.reached_preemption if several_hosts else lambda step: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def claim_workdir(workdir: Path, config: Config, fingerprint: str, software: dict[str, Any]) -> None:
-    """Writes config.json into a new run's folder; in an existing one, checks that the run is the same.
-
-    The same means: all fields of the config that decide what is computed, but that the data set may lie elsewhere as
-    long as its `fingerprint` is the same.
-
-    Raises InputError where the folder cannot be used, or holds another run: it names the fields.
-    """
-    file = workdir / "config.json"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            write_whole(
-                file, json.dumps({"config": config.to_json(), "data": fingerprint, **software}, indent=2) + "\n"
-            )
-            return
-        saved = json.loads(file.read_text())
-        before, now = dict(saved["config"]), config.to_json()
-        if saved["data"] == fingerprint:
-            before["dataset"] = now["dataset"]
-        elif before["dataset"] == now["dataset"]:
-            before["dataset"] = f"{now['dataset']} with other images"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"--workdir={workdir}: cannot be used ({error})") from error
-    idle = {field.name for field in dataclasses.fields(config) if not field.metadata["decides"]}
-    differing = [
-        f"{name} was {before.get(name, 'unset')}, is {now.get(name, 'unset')}"
-        for name in sorted({*before, *now} - idle)
-        if before.get(name, "unset") != now.get(name, "unset")
-    ]
-    if differing:
-        raise InputError(
-            f"--workdir={workdir}: holds a run with other settings ({'; '.join(differing)}); "
-            "give the old settings or another folder"
-        )
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file so that a kill leaves the old one or the new one, never half of it."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text)
-    partial.replace(file)

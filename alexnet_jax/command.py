@@ -32,6 +32,7 @@ _PARSERS: Mapping[Any, flags.ArgumentParser] = {
     int: flags.IntegerParser(),
     float: flags.FloatParser(),
     str: flags.ArgumentParser(),
+    int | str: flags.ArgumentParser(),
     tuple[float, ...]: _Floats(),
     tuple[str, ...]: _Strings(),
 }
@@ -79,11 +80,11 @@ def run(main: Callable[[], None], doc: str) -> None:
         try:
             rest = flags.FLAGS(arguments)
         except flags.Error as error:
-            _fail(str(error))
+            fail(str(error))
         except SystemExit:  # --help, which absl counts as a failure
             sys.exit(0)
         if rest[1:]:
-            _fail(f"{rest[1]}: not a flag; flags are written --name=value")
+            fail(f"{rest[1]}: not a flag; flags are written --name=value")
         if flags.FLAGS["verbosity"].using_default_value:
             # Below that orbax tells each of its steps, and prints pages before the error that it raises.
             flags.FLAGS.verbosity = logging.FATAL  # type: ignore[assignment]
@@ -93,9 +94,9 @@ def run(main: Callable[[], None], doc: str) -> None:
         try:
             main()
         except InputError as error:
-            _fail(str(error))
+            fail(str(error))
         except OSError as error:  # a full disk, a folder that has gone
-            _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+            fail(f"{error.filename or 'file system'}: {error.strerror or error}")
         except KeyboardInterrupt:
             return INTERRUPTED
         return 0
@@ -103,6 +104,6 @@ def run(main: Callable[[], None], doc: str) -> None:
     app.run(guarded, flags_parser=parse)
 
 
-def _fail(message: str) -> typing.NoReturn:
+def fail(message: str, end: Callable[[int], typing.NoReturn] = sys.exit) -> typing.NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    sys.exit(BAD_INPUT)
+    end(BAD_INPUT)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from fractions import Fraction
 from typing import Any
 
 
@@ -51,6 +52,25 @@ def _problem(number: float, minimum: float | None, above: float | None, below: f
     if below is not None and number >= below:
         return f"below {below}"
     return None
+
+
+def in_steps(interval: int | str, steps_per_epoch: Fraction) -> Fraction:
+    """An interval, which is in steps, as 100, or in epochs, as "0.5epochs". Raises ValueError where it is none."""
+    number, epochs, rest = str(interval).partition("epoch")
+    try:
+        if rest not in ("", "s"):
+            raise ValueError
+        steps = Fraction(number.strip()) * steps_per_epoch if epochs else Fraction(int(number))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError("must be a number of steps, as 100, or of epochs, as 0.5epochs") from None
+    if steps <= 0:
+        raise ValueError("must be above 0")
+    return steps
+
+
+def is_due(step: int, every: Fraction) -> bool:
+    """Whether it is the first step after which a multiple of `every` steps has been done."""
+    return step // every > (step - 1) // every
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,16 +126,34 @@ class Config:
     momentum: float = option(0.9, "momentum (§5)", minimum=0, below=1)
     weight_decay: float = option(5e-4, "weight decay (§5)", minimum=0)
     seed: int = option(0, "of the initial weights, the order of images, the augmentation and dropout", minimum=0)
-    log_every: int = option(10, "steps between lines in metrics.jsonl and TensorBoard", minimum=1)
-    evaluate_every: int = option(
-        0, "steps between evaluations, which plateau_patience counts; 0: once an epoch", minimum=0
+    log_every: int | str = option(
+        10, "steps, or epochs as in 0.5epochs, between lines in metrics.jsonl and TensorBoard; there is one at the "
+        "end, too",
+    )  # fmt: skip
+    evaluate_every: int | str = option(
+        "1epoch", "steps or epochs between evaluations, which plateau_patience counts; there is one at the end, too"
     )
-    checkpoint_every: int = option(0, "steps between checkpoints; 0: once an epoch", minimum=0)
+    checkpoint_every: int | str = option(
+        "1epoch", "steps or epochs between checkpoints; there is one at each new lowest validation top-1 error and at "
+        "the end, too", decides=False,
+    )  # fmt: skip
+    keep_checkpoints: int = option(
+        2, "how many of the last checkpoints are kept, beside the one with the lowest validation top-1 error",
+        minimum=1, decides=False,
+    )  # fmt: skip
+    stall_timeout: float = option(
+        600.0, "seconds that a batch may take to be read, before the run ends with an error", above=0, decides=False
+    )
 
     def __post_init__(self):
         check_bounds(self)
         if self.cache not in ("none", "device"):
             raise InputError(f"--cache={self.cache}: must be none or device")
+        for name in ("log_every", "evaluate_every", "checkpoint_every"):
+            try:
+                in_steps(getattr(self, name), Fraction(1))
+            except ValueError as error:
+                raise InputError(f"--{name}={getattr(self, name)}: {error}") from error
         for name in ("learning_rate_drops", "conv1_learning_rate_drops", "bias_learning_rate_drops"):
             if self.plateau_patience and getattr(self, name):
                 drops, patience = _text(getattr(self, name)), self.plateau_patience

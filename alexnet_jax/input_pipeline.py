@@ -1,6 +1,7 @@
 """(seed, step) → batch: the order of the images, and reading them, on the host."""
 
 import contextlib
+import queue
 import threading
 import weakref
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ class Batch(NamedTuple):
 
 
 def training_batches(
-    dataset: Dataset, *, batch_size: int, seed: int, steps: range, rows: range | None = None, threads: int | None = None
+    dataset: Dataset, batch_size: int, seed: int, steps: range, rows: range | None = None, threads: int | None = None
 ) -> Iterator[Batch]:
     """The batches of these steps, read ahead by threads.
 
@@ -46,7 +47,7 @@ def training_batches(
 
 
 def training_indices(
-    dataset: Dataset, *, batch_size: int, seed: int, steps: range, rows: range | None = None
+    dataset: Dataset, batch_size: int, seed: int, steps: range, rows: range | None = None
 ) -> Iterator[Int32[np.ndarray, "batch"]]:
     """The same batches as the numbers of their images in the training set."""
     order = _training_order(dataset, seed)
@@ -106,6 +107,45 @@ def _read(
         for number, step in enumerate(in_order, start=1):
             if number % len(parts) == 0:
                 yield Batch(*started.pop(step))
+
+
+def timely(batches: Iterator[Batch], seconds: float, what: str) -> Iterator[Batch]:
+    """`batches`, one of which is fetched ahead; raises InputError where one takes longer than `seconds`.
+
+    what: names in the message what is read.
+    """
+    arrived: queue.Queue[Any] = queue.Queue(maxsize=1)
+    closed = threading.Event()
+
+    def fetch() -> None:
+        try:
+            for batch in batches:
+                arrived.put(batch)
+                if closed.is_set():
+                    return
+            arrived.put(StopIteration())
+        except Exception as error:
+            arrived.put(error)
+
+    # A daemon, since a read from a disk that is gone may never come back.
+    threading.Thread(target=fetch, daemon=True).start()
+    try:
+        while True:
+            try:
+                batch = arrived.get(timeout=seconds)
+            except queue.Empty:
+                raise InputError(
+                    f"{what}: no batch was read in {seconds:g} s (--stall_timeout); is its disk or network gone?"
+                ) from None
+            if isinstance(batch, StopIteration):
+                return
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    finally:
+        closed.set()
+        with contextlib.suppress(queue.Empty):
+            arrived.get_nowait()
 
 
 class _Memory:

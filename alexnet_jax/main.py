@@ -9,9 +9,10 @@ continues a run that was stopped.
 """
 
 import dataclasses
+import os
 
 from alexnet_jax import command
-from alexnet_jax.config import PRESETS, Config, InputError, option
+from alexnet_jax.config import PRESETS, Config, InputError, check_bounds, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +22,31 @@ class Options:
     workdir: str = option("", "folder of the run: made where it is missing, continued where it is not")
     preset: str = option("demo", f"settings to start from: {' or '.join(PRESETS)}")
 
+    distributed: bool = option(
+        False,
+        "train with other processes, each started with this flag; on TPU pods, SLURM and GKE they find each other",
+    )
+    coordinator: str = option("", "elsewhere: HOST:PORT of process 0, the same for all; means --distributed")
+    num_processes: int = option(0, "elsewhere: how many processes there are", minimum=0)
+    process_id: int = option(-1, "elsewhere: which of them this one is, from 0", minimum=-1)
+    debug_nans: bool = option(
+        False, "end with a traceback where the first not-a-number comes from; very slow, one process only"
+    )
+
     def __post_init__(self):
+        check_bounds(self)
         if not self.workdir:
             raise InputError("--workdir=DIR is needed: the folder of the run")
         if self.preset not in PRESETS:
             raise InputError(f"--preset={self.preset}: unknown; there are {', '.join(PRESETS)}")
+        if self.coordinator and not 0 <= self.process_id < self.num_processes:
+            raise InputError(
+                f"--coordinator={self.coordinator}: needs --num_processes and --process_id, which is from 0 to one less"
+            )
+        if self.debug_nans and (self.distributed or self.coordinator):
+            raise InputError("--debug_nans: not with several processes")
+        if (self.num_processes or self.process_id >= 0) and not self.coordinator:
+            raise InputError("--num_processes and --process_id need --coordinator=HOST:PORT")
 
 
 def main() -> None:
@@ -38,9 +59,20 @@ def _train() -> None:
     options = Options(**command.given_flags(Options))
     config = dataclasses.replace(PRESETS[options.preset], **command.given_flags(Config))
     # Here, so that --help and bad flags do not wait for it.
+    import jax
+
+    from alexnet_jax import parallel
     from alexnet_jax.train import train_and_evaluate
 
-    train_and_evaluate(config, options.workdir)
+    jax.config.update("jax_debug_nans", options.debug_nans)
+    if options.distributed or options.coordinator:
+        parallel.start_hosts(options.coordinator, options.num_processes, options.process_id)
+    try:
+        train_and_evaluate(config, options.workdir)
+    except InputError as error:
+        if parallel.several_hosts():  # the usual end would wait for the others
+            command.fail(str(error), end=os._exit)
+        raise
 
 
 if __name__ == "__main__":

@@ -101,19 +101,19 @@ class Plateau(NamedTuple):
 
 def plateau_start() -> Plateau:
     """Before the first evaluation."""
-    return Plateau(np.float32(1), np.float32(np.inf), np.int32(0))
+    return Plateau(np.float32(1), np.float32(2), np.int32(0))  # 2: above every error
 
 
 def plateau_next(state: Plateau, error: float, *, patience: int) -> Plateau:
     """§5: "divide the learning rate by 10 when the validation error rate stopped improving"; three times at most.
 
-    Stopped means: `patience` evaluations in a row, none with an error lower than all before.
+    Stopped means: `patience` evaluations in a row, none with an error lower than all before. 0: it never does.
 
     Args:
       error: of the evaluation just done.
     """
     scale, lowest = state.scale, np.minimum(np.float32(error), state.lowest)
     since = 0 if lowest < state.lowest else int(state.since) + 1
-    if since == patience:
+    if since == patience > 0:
         scale, since = np.maximum(scale / np.float32(10), np.float32(0.001)), 0
     return Plateau(scale, lowest, np.int32(since))

@@ -1,5 +1,10 @@
-"""Devices: who computes what, and where arrays lie. The only file that knows them."""
+"""Devices and hosts: who computes what, and where arrays lie. The only file that knows them.
 
+A host is one process. Each holds whole state and its part of every batch on its own devices; a step of `pmap_step` runs
+on those of all.
+"""
+
+import faulthandler
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,9 +13,53 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Key, PyTree
 
+from alexnet_jax.config import InputError
+
 AXIS = "batch"
+HEARTBEAT_SECONDS = 30  # without a sign of life a host counts as dead
+
+
+def start_hosts(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Joins the other processes of this run; before anything else of JAX. Empty or negative: as the cluster says.
+
+    Raises InputError where they cannot be found. From then on, a process whose partners are gone ends within a minute.
+    """
+    faulthandler.disable()  # JAX ends such a process itself, with a message; pages of tracebacks would hide it
+    try:
+        jax.distributed.initialize(
+            coordinator or None,
+            num_processes if num_processes > 0 else None,
+            process_id if process_id >= 0 else None,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        where = f"--coordinator={coordinator}" if coordinator else "--distributed"
+        raise InputError(f"{where}: the processes do not find each other ({str(error).splitlines()[0]})") from error
+
+
+def several_hosts() -> bool:
+    return jax.process_count() > 1
+
+
+def is_first_host() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Until every host has come to this point."""
+    multihost_utils.sync_global_devices(what)
+
+
+def own_rows(batch_size: int, devices: Sequence[jax.Device]) -> range:
+    """The rows of each batch that this host reads: those of its devices."""
+    own = [number for number, device in enumerate(devices) if device.process_index == jax.process_index()]
+    of_device = batch_size // len(devices)
+    return range(own[0] * of_device, (own[-1] + 1) * of_device)
 
 
 def pmap_step(
@@ -22,10 +71,16 @@ def pmap_step(
     every device (`mean`, `total`), and comes back without a device axis.
     With `donate_state` the memory of the old state is used for the new one.
     """
-    return jax.pmap(
-        step, AXIS, in_axes=(None, 0, *[None] * shared), out_axes=None, devices=devices,
-        donate_argnums=(0,) if donate_state else (),
-    )  # fmt: skip
+    in_axes, donated = (None, 0, *[None] * shared), (0,) if donate_state else ()
+    if jax.config.values["jax_debug_nans"]:  # which JAX heeds in compiled steps at their first call only
+        on_one = jax.vmap(step, in_axes, None, axis_name=AXIS)
+
+        def operation_by_operation(*arguments: Any) -> Any:
+            with jax.disable_jit():
+                return on_one(*jax.device_get(arguments))
+
+        return operation_by_operation
+    return jax.pmap(step, AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donated)
 
 
 def mean(tree: PyTree) -> PyTree:
@@ -48,10 +103,11 @@ def image_keys(key: Key[Array, ""], images: int, *, chunk: int = 1) -> Key[Array
 
 
 def shard(batch: PyTree, devices: Sequence[jax.Device]) -> PyTree:
-    """Arrays (n, …) on the host → (devices, n / devices, …), one piece on each device."""
+    """Arrays (n, …) on this host → (devices, n / devices, …), one piece on each of its devices."""
+    own = _own(devices)
     return jax.device_put(
-        jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch),
-        _sharding(devices, AXIS),
+        jax.tree.map(lambda x: x.reshape(len(own), -1, *x.shape[1:]), batch),
+        _sharding(own, AXIS),
     )
 
 
@@ -66,14 +122,18 @@ def shard_ahead(batches: Iterable[PyTree], devices: Sequence[jax.Device]) -> Ite
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
-    """The same arrays whole on every device."""
-    return jax.device_put(tree, _sharding(devices))
+    """The same arrays whole on every device of this host."""
+    return jax.device_put(tree, _sharding(_own(devices)))
 
 
 def free_memory(devices: Sequence[jax.Device]) -> float:
     """Free bytes on the fullest of the devices; infinite where they do not tell (CPUs)."""
-    told = [device.memory_stats() or {} for device in devices]
+    told = [device.memory_stats() or {} for device in _own(devices)]
     return min(stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0) for stats in told)
+
+
+def _own(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def _sharding(devices: Sequence[jax.Device], *axes: Any) -> jax.sharding.Sharding:

@@ -1,5 +1,6 @@
-"""What a run tells while it runs: the progress line, metrics.jsonl, TensorBoard; and which software it was."""
+"""A run's folder: whose it is, and what the run tells in it: metrics.jsonl, TensorBoard; and the progress line."""
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -13,10 +14,47 @@ from typing import Any
 import tensorboardX
 from tqdm import tqdm
 
-from alexnet_jax.checkpoint import write_whole
+from alexnet_jax.config import Config, InputError
 from alexnet_jax.evaluate import Errors
 
 _PROGRESS = "step {n_fmt}/{total_fmt} |{bar:20}| {desc} | {remaining} left"
+
+
+def claim_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
+    """Writes config.json into a new run's folder; in an existing one, checks that the run is the same.
+
+    The same means: all fields of the config that decide what is computed, but that the data set may lie elsewhere as
+    long as its `fingerprint` is the same.
+
+    Raises InputError where the folder cannot be used, or holds another run: it names the fields.
+    """
+    file = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            write_whole(
+                file, json.dumps({"config": config.to_json(), "data": fingerprint, **versions()}, indent=2) + "\n"
+            )
+            return
+        saved = json.loads(file.read_text())
+        before, now = dict(saved["config"]), config.to_json()
+        if saved["data"] == fingerprint:
+            before["dataset"] = now["dataset"]
+        elif before["dataset"] == now["dataset"]:
+            before["dataset"] = f"{now['dataset']} with other images"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--workdir={workdir}: cannot be used ({error})") from error
+    idle = {field.name for field in dataclasses.fields(config) if not field.metadata["decides"]}
+    differing = [
+        f"{name} was {before.get(name, 'unset')}, is {now.get(name, 'unset')}"
+        for name in sorted({*before, *now} - idle)
+        if before.get(name, "unset") != now.get(name, "unset")
+    ]
+    if differing:
+        raise InputError(
+            f"--workdir={workdir}: holds a run with other settings ({'; '.join(differing)}); "
+            "give the old settings or another folder"
+        )
 
 
 class RunLog:
@@ -96,6 +134,28 @@ class RunLog:
         self._tensorboard.close()
 
 
+class NoLog(RunLog):
+    """Of the hosts that do not write."""
+
+    def __init__(self) -> None:
+        pass
+
+    def restart_clock(self, step: int) -> None:
+        pass
+
+    def advance(self) -> None:
+        pass
+
+    def train(self, step: int, **_: Any) -> None:
+        pass
+
+    def validation(self, step: int, errors: Errors) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; one that a kill left half-written at the end is not there."""
     if not file.exists():
@@ -125,3 +185,10 @@ def _commit() -> str | None:
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old one or the new one, never half of it."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text)
+    partial.replace(file)

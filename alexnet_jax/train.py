@@ -5,8 +5,10 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import flax.struct
 import jax
@@ -18,20 +20,23 @@ from jaxtyping import Array, Float, PyTree
 from alexnet_jax import checkpoint, figures, input_pipeline, model, optim, parallel, runlog
 from alexnet_jax.architectures import ARCHITECTURES, Layers, image_size, with_classes
 from alexnet_jax.augment import split_each, training_views
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config, InputError, in_steps, is_due
 from alexnet_jax.datasets import Dataset, open_dataset
 from alexnet_jax.evaluate import Errors, evaluate, make_evaluation_step
-from alexnet_jax.input_pipeline import Batch
+from alexnet_jax.input_pipeline import Batch, timely
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes. step: how many have been done. plateau: optim.Plateau."""
+    """All that a run changes. step: how many have been done. plateau: optim.Plateau. sums: of the metrics of the
+    steps since the last line of the log, and their number.
+    """
 
     step: PyTree  # one int32; not annotated as such, since JAX also builds trees of this form out of other leaves
     params: PyTree
     opt_state: PyTree
     plateau: PyTree
+    sums: PyTree
 
 
 def init_state(net: model.AlexNet, optimizer: optax.GradientTransformation, *, crop_size: int, seed: int) -> TrainState:
@@ -39,7 +44,12 @@ def init_state(net: model.AlexNet, optimizer: optax.GradientTransformation, *, c
     init_key, _ = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, crop_size, crop_size, 3))
     params = jax.jit(lambda key: net.init(key, images, train=False)["params"])(init_key)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), optim.plateau_start())
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), optim.plateau_start(), no_sums())
+
+
+def no_sums() -> dict[str, Any]:
+    """The `sums` of no step."""
+    return {"loss": np.float32(0), "top1_error": np.float32(0), "steps": np.float32(0)}
 
 
 def make_train_step(
@@ -82,7 +92,8 @@ def make_train_step(
         gradients, metrics = parallel.mean((gradients, {"loss": value, "top1_error": top1_error}))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, rate_scale=state.plateau.scale)
         params = optax.apply_updates(state.params, updates)
-        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+        sums = jax.tree.map(jnp.add, state.sums, {**metrics, "steps": jnp.float32(1)})
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, sums=sums), metrics
 
     return train_step
 
@@ -93,10 +104,10 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence
     Leaves config.json, metrics.jsonl, tensorboard/, checkpoints/, figures/ and result.json. Raises InputError,
     before anything starts, where the config cannot be run.
 
-    devices: over which to spread each batch; by default all local ones.
+    devices: over which to spread each batch; by default all, of all hosts.
     """
     workdir = Path(workdir).expanduser()
-    devices = devices or jax.local_devices()
+    devices = devices or jax.devices()
     if config.batch_size % len(devices):
         raise InputError(f"--batch_size={config.batch_size}: the {len(devices)} devices do not divide it")
     if config.architecture not in ARCHITECTURES:
@@ -112,12 +123,16 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence
         if needed > min(config.cache_budget, free):
             room = f"--cache_budget={config.cache_budget:g}" if needed > config.cache_budget else f"{free:.1f} GB free"
             raise InputError(f"--cache=device: the training images take {needed:.1f} GB on each device, of {room}")
-    checkpoint.claim_workdir(workdir, config, dataset.fingerprint(), runlog.versions())
-    print(
-        f"{config.architecture}: {parameters:,} parameters; {dataset.path}: {images:,} training images, "
-        f"{len(dataset.class_names)} classes; {len(devices)} × {devices[0].device_kind}",
-        flush=True,
-    )
+    if parallel.is_first_host():
+        runlog.claim_workdir(workdir, config, dataset.fingerprint())
+        print(
+            f"{config.architecture}: {parameters:,} parameters; {dataset.path}: {images:,} training images, "
+            f"{len(dataset.class_names)} classes; {len(devices)} × {devices[0].device_kind}",
+            flush=True,
+        )
+    if parallel.several_hosts():
+        parallel.wait_for_all("claimed")
+        runlog.claim_workdir(workdir, config, dataset.fingerprint())  # of the others: the same settings, data, folder
     return _run(config, workdir, devices, dataset, model.AlexNet(layers))
 
 
@@ -136,83 +151,114 @@ def _table(config: Config, dataset: Dataset) -> tuple[Layers, int]:
 
 
 def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: Dataset, net: model.AlexNet) -> Errors:
-    steps_per_epoch = len(dataset.splits["train"]) / config.batch_size
-    steps = max(1, round(config.epochs * steps_per_epoch))
-    once_an_epoch = max(1, round(steps_per_epoch))
-    evaluate_every = config.evaluate_every or once_an_epoch
-    checkpoint_every = config.checkpoint_every or once_an_epoch
-
-    rates = optim.learning_rates(config, steps_per_epoch)
+    steps_per_epoch = Fraction(len(dataset.splits["train"]), config.batch_size)
+    steps = max(1, round(config.epochs * float(steps_per_epoch)))
+    log_every, evaluate_every, checkpoint_every = (
+        in_steps(interval, steps_per_epoch)
+        for interval in (config.log_every, config.evaluate_every, config.checkpoint_every)
+    )
+    rates = optim.learning_rates(config, float(steps_per_epoch))
     optimizer = optim.sgd(
         rates, momentum=config.momentum, weight_decay=config.weight_decay, decay_biases=config.decay_biases
     )
-    state = parallel.replicate(init_state(net, optimizer, crop_size=config.crop_size, seed=config.seed), devices)
     mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
     pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
-    train_step = make_train_step(net, optimizer, mean_image, pca, config, steps_per_epoch)
+    step_on_one = make_train_step(net, optimizer, mean_image, pca, config, float(steps_per_epoch))
     evaluation_step = parallel.pmap_step(make_evaluation_step(net.apply, mean_image, config.crop_size), devices)
+    rows = parallel.own_rows(config.batch_size, devices)
+
+    def sent(batches: Iterator) -> Iterator:
+        return parallel.shard_ahead(timely(batches, config.stall_timeout, str(dataset.path)), devices)
 
     def validate(params: PyTree) -> Errors:
-        batches = input_pipeline.evaluation_batches(dataset, "validation", batch_size=config.batch_size)
-        on_devices = parallel.shard_ahead(batches, devices)
-        return evaluate(evaluation_step, params, on_devices, len(dataset.splits["validation"]))
+        batches = input_pipeline.evaluation_batches(dataset, "validation", batch_size=config.batch_size, rows=rows)
+        return evaluate(evaluation_step, params, sent(batches), len(dataset.splits["validation"]))
 
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
-    first_step = checkpoints.latest_step() or 0
-    if first_step:
-        state = checkpoints.restore(first_step, state)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
+    fresh = init_state(net, optimizer, crop_size=config.crop_size, seed=config.seed)
+    first_step, state = checkpoints.restore_latest(fresh) or (0, fresh)
+    state = parallel.replicate(state, devices)
+    if first_step and parallel.is_first_host():
         print(f"continuing from the checkpoint of step {first_step} of {steps} in {workdir}", flush=True)
-    log = runlog.RunLog(
-        workdir, first_step=first_step, steps=steps, steps_per_epoch=steps_per_epoch, batch_size=config.batch_size
-    )
-    errors, pending = None, []
+    log: runlog.RunLog = runlog.NoLog()
+    if parallel.is_first_host():
+        log = runlog.RunLog(
+            workdir, first_step=first_step, steps=steps, steps_per_epoch=float(steps_per_epoch),
+            batch_size=config.batch_size,
+        )  # fmt: skip
+    errors: Errors | None = None
+    losses: list[Array] = []  # not looked at yet
+    batches: Iterator = iter(())
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
         stack.callback(log.close)
-        stop_requested = stack.enter_context(checkpoint.stop_requests())
-        train_step, read = with_input(train_step, config, dataset, devices)
-        batches = read(dataset, batch_size=config.batch_size, seed=config.seed, steps=range(first_step, steps))
-        for step, batch in enumerate(parallel.shard_ahead(batches, devices), start=first_step + 1):
+        stop_requested = stack.enter_context(
+            checkpoint.stop_requests(checkpoints, several_hosts=parallel.several_hosts())
+        )
+        if first_step < steps:
+            train_step, read = with_input(step_on_one, config, dataset, devices)
+            batches = sent(read(dataset, config.batch_size, config.seed, range(first_step, steps), rows))
+        for step, batch in enumerate(batches, start=first_step + 1):
             state, metrics = train_step(state, batch)
             log.advance()
-            pending.append(metrics)
-            if len(pending) > 1:
-                jax.block_until_ready(pending[-2])  # two steps at most, and three batches, are on the way
+            losses.append(metrics["loss"])
+            if len(losses) > 1:
+                jax.block_until_ready(losses[-2])  # two steps at most, and their batches, are on the way
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 log.restart_clock(step)
-            last, stopping = step == steps, stop_requested()
-            saving = last or stopping or step % checkpoint_every == 0
-            # A line at every checkpoint too: so the lines after it do not depend on the steps before it.
-            if saving or step % config.log_every == 0:
-                means = {name: float(np.mean([m[name] for m in jax.device_get(pending)])) for name in metrics}
-                pending = []
-                if not math.isfinite(means["loss"]):
-                    raise InputError(
-                        f"the loss is not finite at step {step}; the last checkpoint is that of step "
-                        f"{checkpoints.latest_step() or 'none'}; try a lower --learning_rate in another --workdir"
-                    )
-                rate = float(rates["kernel"](step - 1) * jax.device_get(state.plateau.scale))
-                log.train(step, **means, learning_rate=rate)
-            if last or step % evaluate_every == 0:
+            last, stopping = step == steps, stop_requested(step)
+            evaluating = last or is_due(step, evaluate_every)
+            saving = last or stopping or is_due(step, checkpoint_every)
+            logging = last or is_due(step, log_every)
+            if logging or evaluating or saving:
+                _check_finite(losses, state.params, step, checkpoints)
+                losses = []
+            if logging:
+                sums, scale = jax.device_get((state.sums, state.plateau.scale))
+                loss, top1_error = (float(sums[name] / sums["steps"]) for name in ("loss", "top1_error"))
+                rate = float(rates["kernel"](step - 1) * scale)
+                log.train(step, loss=loss, top1_error=top1_error, learning_rate=rate)
+                state = dataclasses.replace(state, sums=parallel.replicate(no_sums(), devices))
+            if evaluating:
                 errors = validate(state.params)
                 log.validation(step, errors)
-                if config.plateau_patience:
-                    plateau = optim.plateau_next(
-                        jax.device_get(state.plateau), errors.top1_error, patience=config.plateau_patience
-                    )
-                    state = dataclasses.replace(state, plateau=parallel.replicate(plateau, devices))
+                before = jax.device_get(state.plateau)
+                plateau = optim.plateau_next(before, errors.top1_error, patience=config.plateau_patience)
+                state = dataclasses.replace(state, plateau=parallel.replicate(plateau, devices))
+                saving = saving or plateau.lowest < before.lowest
                 log.restart_clock(step)
             if saving:
-                checkpoints.save(step, state)
+                checkpoints.save(step, state, errors.top1_error if errors and evaluating else math.inf)
                 log.restart_clock(step)
             if stopping and not last:
                 stack.close()  # only now the checkpoint is known to be on disk
-                print(f"stopped; the same command continues from step {step} of {steps}", flush=True)
+                if parallel.is_first_host():
+                    print(f"stopped; the same command continues from step {step} of {steps}", flush=True)
                 raise KeyboardInterrupt
-    errors = errors or validate(state.params)  # a run that had ended already
-    _report(config, workdir, devices, log, errors, steps, state.params)
+        errors = errors or validate(state.params)  # a run that had ended already
+        best_step = checkpoints.best_step()
+    if parallel.is_first_host():
+        _report(config, workdir, devices, log, errors, steps, best_step, state.params)
     return errors
+
+
+def _check_finite(losses: list[Array], params: PyTree, step: int, checkpoints: checkpoint.Checkpoints) -> None:
+    """Raises InputError where one of the last losses, up to that of `step`, or a parameter after it is not finite."""
+    found = np.isfinite(jax.device_get(losses))
+    if found.all() and _all_finite(params):
+        return
+    what, where = ("a parameter", step) if found.all() else ("the loss", step - len(found) + 1 + int(np.argmin(found)))
+    raise InputError(
+        f"{what} is not finite at step {where}; the last good checkpoint is that of step "
+        f"{checkpoints.latest_step() or 'none'}; try a lower --learning_rate in another --workdir, or --debug_nans "
+        "to see where it comes from"
+    )
+
+
+@jax.jit
+def _all_finite(tree: PyTree) -> Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def with_input(
@@ -232,18 +278,19 @@ def with_input(
     return lambda state, indices: cached_step(state, indices, cache), input_pipeline.training_indices
 
 
-def _report(config, workdir, devices, log, errors, steps, params) -> None:
+def _report(config, workdir, devices, log, errors, steps, best_step, params) -> None:
     figures.save_curves(runlog.read_metrics(log.file), workdir / "figures" / "curves.png")
     first_layer = jax.device_get(params)["conv1"]["kernel"]
     figures.save_kernels(first_layer, workdir / "figures" / "conv1.png")
     result = {
         **errors._asdict(),
         "steps": steps,
+        "best_checkpoint": best_step,
         "images_per_second": log.images_per_second(),
         "seed": config.seed,
         "device": f"{len(devices)} × {devices[0].device_kind}",
     }
-    checkpoint.write_whole(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+    runlog.write_whole(workdir / "result.json", json.dumps(result, indent=2) + "\n")
     print(
         f"top-1 error {errors.top1_error:.1%}, top-5 error {errors.top5_error:.1%}, nll {errors.nll:.3f} nats "
         f"on {errors.examples:,} validation images after {steps:,} steps\n"

@@ -149,6 +149,18 @@ def input_speed() -> str:
     return f"{table(header, rows)}\n\n{' '.join(notes)}"
 
 
+def kills() -> str:
+    values = log("kills")
+    row = [
+        values["kills"],
+        values["in_a_checkpoint"],
+        values["steps"],
+        *("equal" if values[what] else "DIFFERENT" for what in ("state_equal", "lines_equal")),
+    ]
+    header = ["kills (SIGKILL) of one run", "of them while a checkpoint was written", "steps", "final state", "metrics"]
+    return f"{table(header, [row])}\n\nAgainst the run that was left alone, bit for bit; {where(values)}."
+
+
 def feeding() -> str:
     header = ["images/s", "device", "batch", "type"]
     rows: list[list[Any]] = []
@@ -216,7 +228,7 @@ def imagenet_plan() -> str:
 TABLES = {
     of.__name__: of
     for of in (
-        first_runs, first_steps, two_gpus, jpeg_decoders, prepare_speed, input_speed, feeding, imagenet_plan,
+        first_runs, first_steps, two_gpus, jpeg_decoders, prepare_speed, input_speed, kills, feeding, imagenet_plan,
     )
 }  # fmt: skip
 

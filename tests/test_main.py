@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -73,6 +74,22 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path, photos):
     assert process.stderr.count("\n") == 1
 
 
+def test_a_workdir_where_nothing_can_be_made_is_refused(photos):
+    process = call("--workdir=/proc/run", f"--dataset={photos}", *QUICK)
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: --workdir=/proc/run: cannot be used")
+    assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_debug_nans_ends_where_the_first_comes_from(tmp_path, photos):
+    flags = ["--learning_rate=1e30", "--debug_nans"]
+    process = call(f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK, *flags)
+    assert process.returncode == 1
+    assert "FloatingPointError: invalid value (nan) encountered in" in process.stderr
+    assert "in train_step" in process.stderr
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Twenty pictures of 72×72, which the demo network can see, through the command that prepares them."""
@@ -99,7 +116,7 @@ def test_a_whole_run_leaves_its_results(tmp_path, photos):
     assert "top-1 error" in process.stdout.splitlines()[-2]
     result = json.loads((tmp_path / "result.json").read_text())
     assert set(result) == {
-        "top1_error", "top5_error", "nll", "examples", "steps", "images_per_second", "seed", "device"
+        "top1_error", "top5_error", "nll", "examples", "steps", "best_checkpoint", "images_per_second", "seed", "device"
     }  # fmt: skip
     assert (result["examples"], result["steps"]) == (2, 4)
     for name in ("curves.png", "conv1.png"):
@@ -141,14 +158,7 @@ def checkpoints(workdir):
 def test_a_stopped_run_continues_from_its_last_checkpoint(tmp_path, photos, sent):
     arguments = [f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK, "--epochs=25"]
     steps = 225
-    first = subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT
-    )
-    deadline = time.time() + 200
-    while not any(step >= 4 for step in checkpoints(tmp_path)):
-        assert time.time() < deadline
-        assert first.poll() is None
-        time.sleep(0.02)
+    first = running_until_a_checkpoint(tmp_path, arguments)
     first.send_signal(sent)
     out, _ = first.communicate(timeout=60)
     last = checkpoints(tmp_path)[-1]
@@ -164,20 +174,32 @@ def test_a_stopped_run_continues_from_its_last_checkpoint(tmp_path, photos, sent
     assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, steps + 1))
 
 
-def test_a_full_disk_ends_the_run_with_one_line(tmp_path, photos):
-    """A limit on the size of files stands for the disk: the checkpoint does not fit."""
-    limited = (
-        "import resource, runpy, signal, sys\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-        "sys.argv[0] = 'main'\n"
-        "from alexnet_jax.main import main\n"
-        "main()"
+def running_until_a_checkpoint(workdir, arguments):
+    """A process that has written one."""
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    command = [sys.executable, "-c", limited, f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    deadline = time.time() + 200
+    while not any(step >= 4 for step in checkpoints(workdir)):
+        assert time.time() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    return process
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_with_room_it_continues(tmp_path, photos):
+    """A limit on the size of files stands for the disk: the next checkpoint does not fit."""
+    arguments = [f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK, "--epochs=8"]
+    process = running_until_a_checkpoint(tmp_path, arguments)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (200_000, 200_000))
+    _, err = process.communicate(timeout=100)
     assert process.returncode == 2
     # Orbax's and TensorStore's threads may print lines of their own, before and after.
-    (line,) = (line for line in process.stderr.splitlines() if line.startswith("error: "))
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
     assert "checkpoints: the checkpoint cannot be written" in line
-    assert not checkpoints(tmp_path)
+    assert checkpoints(tmp_path)[-1] >= 4
+
+    again = call(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "continuing from the checkpoint of step" in again.stdout
+    assert checkpoints(tmp_path)[-1] == 72

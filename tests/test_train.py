@@ -1,8 +1,14 @@
 """The loop, in this process, on a small network and data set."""
 
 import dataclasses
+import itertools
 import json
+import os
+import shutil
+import threading
+import time
 import types
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +16,9 @@ import numpy as np
 import pytest
 from conftest import CROP, TINY
 
-from alexnet_jax import checkpoint, model, parallel, train
+from alexnet_jax import checkpoint, evaluate, model, parallel, runlog, train
 from alexnet_jax.architectures import ARCHITECTURES, with_classes
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config, InputError, in_steps, is_due
 from alexnet_jax.datasets import open_dataset
 from alexnet_jax.input_pipeline import training_batches
 from alexnet_jax.optim import learning_rates, sgd
@@ -42,7 +48,7 @@ def final_params(workdir):
     state = parallel.replicate(train.init_state(model.AlexNet(TINY), sgd(RATES), crop_size=CROP, seed=0), ONE)
     state = checkpoints.restore(step, state)
     checkpoints.close()
-    return jax.device_get(state.params)
+    return state.params
 
 
 def test_it_learns(config, tmp_path):
@@ -57,7 +63,7 @@ def test_two_devices_give_the_loss_curve_of_one(config, tmp_path):
     for name, devices in (("one", ONE), ("two", TWO)):
         train.train_and_evaluate(config, tmp_path / name, devices=devices)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert list(one) == list(two) == [2, 3, 4, 6, 8, 9, 10, 12]
+    assert list(one) == list(two) == [2, 4, 6, 8, 10, 12]
     np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-4)
     params = final_params(tmp_path / "one"), final_params(tmp_path / "two")
     jax.tree.map(lambda first, second: np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5), *params)
@@ -81,8 +87,8 @@ def test_a_continued_run_is_bit_for_bit_the_run_that_was_not_stopped(config, tmp
 
     batches = train.input_pipeline.training_batches
 
-    def stopping(dataset, **arguments):
-        for number, batch in enumerate(batches(dataset, **arguments)):
+    def stopping(*arguments):
+        for number, batch in enumerate(batches(*arguments)):
             if number == stop_at:
                 raise Stopped
             yield batch
@@ -172,15 +178,54 @@ def test_two_devices_give_the_loss_curve_of_one_in_the_2012_form_too(config, tmp
     np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-4)
 
 
-def test_lines_evaluations_and_checkpoints_come_when_they_should(config, tmp_path):
-    config = dataclasses.replace(config, log_every=5, evaluate_every=4, checkpoint_every=7)
-    train.train_and_evaluate(config, tmp_path, devices=ONE)
-    assert [line["step"] for line in metrics(tmp_path)] == [5, 7, 10, 12]
-    assert [line["step"] for line in metrics(tmp_path, "validation")] == [4, 8, 12]
-    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [7, 12]
-    assert [line["epoch"] for line in metrics(tmp_path)] == [step * 16 / 50 for step in (5, 7, 10, 12)]
+@pytest.mark.parametrize(
+    ("changes", "logged", "evaluated", "saved"),
+    [  # 12 steps; an epoch is 50 / 16 = 3.125
+        ({"log_every": 5, "evaluate_every": 4, "checkpoint_every": 7}, {5, 10}, [4, 8, 12], {7, 12}),
+        ({"log_every": "1epoch", "evaluate_every": "2epochs", "checkpoint_every": 100}, {4, 7, 10}, [7, 12], {12}),
+        ({"log_every": 3, "evaluate_every": 100, "checkpoint_every": "1.5epochs"}, {3, 6, 9}, [12], {5, 10, 12}),
+        ({"log_every": "0.1epochs", "epochs": 0.1}, {1}, [1], {1}),
+        ({"log_every": 100, "evaluate_every": "0.7epochs", "epochs": 1.0}, set(), [3], {3}),
+    ],
+)
+def test_lines_evaluations_and_checkpoints_come_when_they_should(
+    config, tmp_path, monkeypatch, changes, logged, evaluated, saved
+):
+    found = []
+    save = checkpoint.Checkpoints.save
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", lambda *args: (found.append(args[1]), save(*args)))
+    # Always wrong in the same number of cases: the first evaluation is the best.
+    errors = evaluate.Errors(0.5, 0.1, 1.0, 23)
+    monkeypatch.setattr(train, "evaluate", lambda *_: errors)
+    train.train_and_evaluate(dataclasses.replace(config, **changes), tmp_path, devices=ONE)
+    saved = saved | {evaluated[0]}
+    assert [line["step"] for line in metrics(tmp_path, "validation")] == evaluated
+    assert found == sorted(saved)
+    at = sorted(logged | {evaluated[-1]})
+    assert [line["step"] for line in metrics(tmp_path)] == at
+    assert [line["epoch"] for line in metrics(tmp_path)] == [step * 16 / 50 for step in at]
     rates = [line["learning_rate"] for line in metrics(tmp_path)]
-    np.testing.assert_allclose(rates, [0.002, 0.002, 0.0002, 0.0002])  # drops after 3 epochs: 9 steps of 16
+    np.testing.assert_allclose(rates, [0.002 if step <= 9 else 0.0002 for step in at])  # drops after 3 epochs: 9 steps
+
+
+def test_a_line_is_the_mean_over_the_steps_since_the_line_before(config, tmp_path):
+    for every in (1, 5):
+        train.train_and_evaluate(dataclasses.replace(config, log_every=every), tmp_path / str(every), devices=ONE)
+    for name in ("loss", "top1_error"):
+        each = [line[name] for line in metrics(tmp_path / "1")]
+        means = [line[name] for line in metrics(tmp_path / "5")]
+        assert means == pytest.approx([np.mean(each[:5]), np.mean(each[5:10]), np.mean(each[10:])], rel=1e-6)
+
+
+def test_an_interval_is_exact_over_a_long_run():
+    every = in_steps("0.1epochs", Fraction(1281167, 128))
+    due = [step for step in range(1, 100_000) if is_due(step, every)]
+    assert due == [-(-number * 1281167 // 1280) for number in range(1, len(due) + 1)]
+    assert [step for step in range(1, 20) if is_due(step, in_steps("4", Fraction(7)))] == [4, 8, 12, 16]
+    assert [step for step in range(1, 5) if is_due(step, Fraction(1, 3))] == [1, 2, 3, 4]
+    for interval in ("0", "-1", "epochs", "1.5", "1eposhs", "1epochss", "nan", "", "0epochs", "1/0epochs"):
+        with pytest.raises(ValueError, match="must be"):
+            in_steps(interval, Fraction(7))
 
 
 def step_and_state(prepared, devices, **changes):
@@ -270,13 +315,67 @@ def test_a_full_disk_is_told_and_keeps_the_checkpoint_before(config, tmp_path, m
     usage = iter([10**9, 1000])  # bytes free at the first and at the second checkpoint
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=next(usage)))
     with pytest.raises(InputError, match="checkpoints: the checkpoint cannot be written"):
-        train.train_and_evaluate(config, tmp_path, devices=ONE)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+        train.train_and_evaluate(config, tmp_path / "full", devices=ONE)
+    assert [path.name for path in (tmp_path / "full" / "checkpoints").iterdir()] == ["4"]
+    monkeypatch.undo()  # now there is room
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+    for name in ("full", "whole"):
+        train.train_and_evaluate(config, tmp_path / name, devices=ONE)
+    assert losses(tmp_path / "full") == losses(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, final_params(tmp_path / "full"), final_params(tmp_path / "whole"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
-    with pytest.raises(InputError, match="the loss is not finite at step"):
-        train.train_and_evaluate(dataclasses.replace(config, learning_rate=1e30), tmp_path, devices=ONE)
+    config = dataclasses.replace(config, learning_rate=1e30, evaluate_every=100, log_every=5)
+    message = "the loss is not finite at step 2; the last good checkpoint is that of step none; try a lower"
+    with pytest.raises(InputError, match=message):
+        train.train_and_evaluate(config, tmp_path, devices=ONE)
+    assert metrics(tmp_path) == []
+
+
+def test_parameters_that_are_not_finite_are_not_saved(config, tmp_path):
+    config = dataclasses.replace(config, learning_rate=1e38, weight_decay=1000.0, checkpoint_every=1)
+    with pytest.raises(InputError, match="a parameter is not finite at step 1; the last good checkpoint is that of"):
+        train.train_and_evaluate(config, tmp_path, devices=ONE)
+    assert not any((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(config, tmp_path, monkeypatch):
+    train.train_and_evaluate(config, tmp_path / "forwards", devices=ONE)
+    now = itertools.count(2e9, -1000)
+    monkeypatch.setattr(time, "time", lambda: next(now))
+    train.train_and_evaluate(config, tmp_path / "backwards", devices=ONE)
+    assert losses(tmp_path / "forwards") == losses(tmp_path / "backwards")
+    saved = [sorted(os.listdir(tmp_path / name / "checkpoints")) for name in ("forwards", "backwards")]
+    assert saved[0] == saved[1]
+
+
+def test_a_data_set_that_vanishes_while_training_is_told(config, prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared, tmp_path / "set")
+    config = dataclasses.replace(config, dataset=str(tmp_path / "set"), epochs=200.0)
+    advance = runlog.RunLog.advance
+
+    def advance_and_vanish(log):
+        for shard in (tmp_path / "set").glob("images-train*"):
+            os.truncate(shard, 0)
+        advance(log)
+
+    monkeypatch.setattr(runlog.RunLog, "advance", advance_and_vanish)
+    with pytest.raises(InputError, match=r"images-train.array_record-00000, record [0-9]+: cannot be read"):
+        train.train_and_evaluate(config, tmp_path / "run", devices=ONE)
+
+
+def test_a_read_that_hangs_ends_the_run(config, tmp_path, monkeypatch):
+    def hanging(*_):
+        yield from batches(open_dataset(config.dataset), 16, 0, range(2))
+        threading.Event().wait(20)
+
+    batches = train.input_pipeline.training_batches
+    monkeypatch.setattr(train.input_pipeline, "training_batches", hanging)
+    config = dataclasses.replace(config, stall_timeout=0.5, evaluate_every=100)
+    message = rf"{config.dataset}: no batch was read in 0.5 s \(--stall_timeout\)"
+    with pytest.raises(InputError, match=message):
+        train.train_and_evaluate(config, tmp_path, devices=ONE)
 
 
 @pytest.mark.parametrize(
@@ -302,28 +401,28 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(config, tmp_path, 
 
 
 def test_another_config_in_the_same_workdir_is_refused_and_the_fields_named(config, tmp_path):
-    checkpoint.claim_workdir(tmp_path, config, "data", {})
-    checkpoint.claim_workdir(tmp_path, config, "data", {"versions": "of another day"})
+    runlog.claim_workdir(tmp_path, config, "data")
+    runlog.claim_workdir(tmp_path, config, "data", {"versions": "of another day"})
     other = dataclasses.replace(config, seed=7, learning_rate_drops=())
     message = r"learning_rate_drops was \[3.0\], is \[\]; seed was 0, is 7"
     with pytest.raises(InputError, match=message):
-        checkpoint.claim_workdir(tmp_path, other, "data", {})
+        runlog.claim_workdir(tmp_path, other, "data")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"config": 3}'])
 def test_a_damaged_config_is_refused(config, tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match="cannot be used"):
-        checkpoint.claim_workdir(tmp_path, config, "data", {})
+        runlog.claim_workdir(tmp_path, config, "data")
 
 
 def test_the_data_set_may_move_but_not_change(config, tmp_path):
-    checkpoint.claim_workdir(tmp_path, config, "data", {})
-    checkpoint.claim_workdir(tmp_path, dataclasses.replace(config, dataset="/elsewhere"), "data", {})
+    runlog.claim_workdir(tmp_path, config, "data")
+    runlog.claim_workdir(tmp_path, dataclasses.replace(config, dataset="/elsewhere"), "data")
     with pytest.raises(InputError, match=f"dataset was {config.dataset} with other images, is {config.dataset}"):
-        checkpoint.claim_workdir(tmp_path, config, "other data", {})
+        runlog.claim_workdir(tmp_path, config, "other data")
     with pytest.raises(InputError, match=f"dataset was {config.dataset}, is /elsewhere"):
-        checkpoint.claim_workdir(tmp_path, dataclasses.replace(config, dataset="/elsewhere"), "other data", {})
+        runlog.claim_workdir(tmp_path, dataclasses.replace(config, dataset="/elsewhere"), "other data")
 
 
 def test_more_outputs_than_classes(config, tmp_path):

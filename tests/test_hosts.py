@@ -1,0 +1,148 @@
+"""Several hosts: processes on this machine, with two CPU devices each, that exchange over gloo."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+PROGRAM = """
+from alexnet_jax import main
+from alexnet_jax.architectures import ARCHITECTURES, Conv, Dense, dropout, lrn, pool, relu
+ARCHITECTURES["small"] = (
+    Conv(8, 5, stride=2, padding=(0, 1), std=0.02, then=(relu, lrn, pool)),
+    Conv(8, 3, padding=1, groups=2, std=0.1, then=(relu, pool)),
+    Dense(16, std=0.1, then=(relu, dropout)),
+    Dense(3, std=0.1),
+)
+main.main()
+"""
+FLAGS = ["--architecture=small", "--crop_size=32", "--batch_size=16", "--log_every=1", "--learning_rate=0.002"]
+
+
+def start(workdir, prepared, *flags, processes=1, devices=2, last=()):
+    """The processes of a run; `last`: flags that only the last of them has."""
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", PROGRAM, f"--workdir={workdir}", f"--dataset={prepared}", *FLAGS, *flags]
+    hosts = [
+        [f"--coordinator=localhost:{port}", f"--num_processes={processes}", f"--process_id={number}"]
+        for number in range(processes)
+    ]
+    hosts[-1] += last
+    return [
+        subprocess.Popen(
+            [*command, *(host if processes > 1 else [])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment,
+        )
+        for host in hosts
+    ]  # fmt: skip
+
+
+def ends(running, timeout=200):
+    """(exit code, stdout, stderr) of each."""
+    try:
+        found = [process.communicate(timeout=timeout) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [(process.returncode, *output) for process, output in zip(running, found, strict=True)]
+
+
+def lines(workdir, split="train"):
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if line["split"] == split]
+
+
+def wait_for_checkpoint(workdir, step, running):
+    deadline = time.time() + 100
+    while not any(int(name) >= step for name in names(workdir) if name.isdigit()):
+        assert time.time() < deadline
+        assert all(process.poll() is None for process in running), ends(running)
+        time.sleep(0.02)
+
+
+def names(workdir):
+    folder = workdir / "checkpoints"
+    return os.listdir(folder) if folder.exists() else []
+
+
+def test_two_processes_give_the_loss_curve_of_one(tmp_path, prepared):
+    for name, processes, devices in (("one", 1, 4), ("two", 2, 2)):
+        running = start(tmp_path / name, prepared, "--epochs=4", processes=processes, devices=devices)
+        found = ends(running)
+        assert [code for code, _, _ in found] == [0] * processes, found
+        assert "top-1 error" in found[0][1]
+        for _, out, _ in found[1:]:
+            assert all(line.startswith("[Gloo]") for line in out.splitlines())
+    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
+    assert [line["step"] for line in two] == list(range(1, 13))
+    np.testing.assert_allclose([line["loss"] for line in two], [line["loss"] for line in one], rtol=1e-4)
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    assert two["device"] == one["device"] == "4 × cpu"
+    assert (two["examples"], two["top1_error"]) == (23, one["top1_error"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_where_one_process_dies_the_other_ends_and_one_process_continues(tmp_path, prepared, killed):
+    flags = ["--epochs=3000", "--checkpoint_every=5", "--evaluate_every=1000"]
+    running = start(tmp_path, prepared, *flags, processes=2)
+    wait_for_checkpoint(tmp_path, 10, running)
+    running[killed].kill()
+    began = time.time()
+    found = ends(running, timeout=60)
+    assert time.time() - began < 60
+    assert found[1 - killed][0] not in (0, None)
+
+    (alone,) = start(tmp_path, prepared, *flags, processes=1)
+    time.sleep(1)
+    wait_for_checkpoint(tmp_path, max(int(name) for name in names(tmp_path) if name.isdigit()) + 5, [alone])
+    alone.send_signal(signal.SIGTERM)
+    ((code, out, _),) = ends([alone])
+    assert code == 130
+    assert "continuing from the checkpoint of step" in out
+    steps = [line["step"] for line in lines(tmp_path)]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [0, 1])
+def test_where_one_process_is_told_to_stop_all_save_and_stop(tmp_path, prepared, told):
+    flags = ["--epochs=3000", "--checkpoint_every=5", "--evaluate_every=1000"]
+    running = start(tmp_path, prepared, *flags, processes=2)
+    wait_for_checkpoint(tmp_path, 10, running)
+    running[told].send_signal(signal.SIGTERM)
+    found = ends(running, timeout=60)
+    assert [code for code, _, _ in found] == [130, 130], found
+    last = max(int(name) for name in names(tmp_path) if name.isdigit())
+    assert found[0][1].splitlines()[-1] == f"stopped; the same command continues from step {last} of 9375"
+
+
+@pytest.mark.slow
+def test_processes_with_other_settings_are_refused(tmp_path, prepared):
+    running = start(tmp_path, prepared, "--epochs=4", processes=2, last=["--seed=3"])
+    found = ends(running, timeout=100)
+    assert found[1][0] == 2
+    assert "seed was 0, is 3" in found[1][2]
+    assert found[0][0] != 0
+
+
+def test_flags_that_do_not_fit_are_one_line(tmp_path, prepared):
+    for flags, message in (
+        (["--coordinator=localhost:1234"], "--coordinator=localhost:1234: needs --num_processes and --process_id"),
+        (["--coordinator=localhost:1234", "--num_processes=2", "--process_id=2"], "is from 0 to one less"),
+        (["--num_processes=2"], "--num_processes and --process_id need --coordinator=HOST:PORT"),
+    ):
+        ((code, _, err),) = ends(start(tmp_path / "run", prepared, *flags))
+        assert code == 2
+        assert message in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
