@@ -1,6 +1,7 @@
 """Checkpoints by orbax: save, restore, and the signals that ask for one."""
 
 import contextlib
+import itertools
 import math
 import os
 import shutil
@@ -8,7 +9,7 @@ import signal
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as policies
 
+from alexnet_jax import parallel
 from alexnet_jax.config import InputError
+
+
+class Damaged(Exception):
+    """A checkpoint cannot be read."""
 
 
 class Checkpoints:
@@ -57,7 +63,8 @@ class Checkpoints:
             raise InputError(f"{self._folder}: the checkpoint cannot be written (the disk is full: {megabytes})")
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), digest=ocp.args.JsonSave(_digest(state)))
         with _named_errors(self._folder):
-            self._manager.save(step, args=items, metrics={"top1_error": top1_error})
+            if not self._manager.save(step, args=items, metrics={"top1_error": top1_error}):
+                raise ValueError(f"orbax did not take that of step {step}")
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint."""
@@ -70,42 +77,51 @@ class Checkpoints:
     def restore_latest(self, like: PyTree) -> tuple[int, PyTree] | None:
         """The newest checkpoint that is whole, as (step, state on the host); None where there has been none.
 
-        Damaged ones are set aside, with a warning. Raises InputError where all are damaged, or hold other parameters
-        than `like` has.
+        Damaged ones after it are set aside, with a warning. Raises InputError where all are damaged, or hold other
+        parameters than `like` has.
         """
-        like = _on_host(like)
-        while (step := self.latest_step()) is not None:
+        damaged = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return step, self.restore(step, like)
-            except ValueError as error:
-                if isinstance(error, InputError):
-                    raise
-                place = self._folder / str(step)
-                print(f"warning: {place}: is damaged ({_reason(error)}); it is now {place}.damaged", file=sys.stderr)
-                place.rename(f"{place}.damaged")
-                self._manager.reload()
-        if any(self._folder.glob("*.damaged")):
-            raise InputError(f"{self._folder}: each checkpoint is damaged; begin again in another --workdir")
+                state = self.restore(step, like)
+            except Damaged as error:
+                damaged[step] = error
+                continue
+            self._set_aside(damaged)
+            return step, state
+        if damaged:
+            reasons = "; ".join(f"{step}: {error}" for step, error in damaged.items())
+            raise InputError(f"{self._folder}: no checkpoint can be read ({reasons}); begin again in another --workdir")
         return None
+
+    def _set_aside(self, damaged: Mapping[int, Exception]) -> None:
+        if not damaged:
+            return
+        parallel.wait_for_all("restored")
+        for step, error in damaged.items() if parallel.is_first_host() else ():
+            place = self._folder / str(step)
+            aside = next(name for n in itertools.count() if not (name := Path(f"{place}.damaged{n or ''}")).exists())
+            place.rename(aside)
+            print(f"warning: {place}: is damaged ({error}); it is now {aside}", file=sys.stderr, flush=True)
+        parallel.wait_for_all("set aside")
+        self._manager.reload()
 
     def restore(self, step: int, like: PyTree) -> PyTree:
         """The state of that step, on the host, with the structure and types of `like`.
 
-        Raises ValueError where it is damaged, InputError where it holds other parameters.
+        Raises Damaged where it cannot be read, InputError where it holds other parameters.
         """
         like, folder = _on_host(like), self._folder / str(step)
-        try:
-            found = self._state_handler.metadata(folder.absolute() / "state").tree
-        except Exception as error:
-            raise ValueError(_reason(error)) from error
-        _compare(folder, found, like)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(like), digest=ocp.args.JsonRestore())
         try:
+            _compare(folder, self._state_handler.metadata(folder.absolute() / "state").tree, like)
             restored = self._manager.restore(step, args=items)
+        except InputError:
+            raise
         except Exception as error:  # orbax and TensorStore raise many types for damaged files
-            raise ValueError(_reason(error)) from error
+            raise Damaged(_reason(error)) from error
         if restored["digest"] != _digest(restored["state"]):  # TensorStore does not notice a changed byte
-            raise ValueError("its numbers are not those that were saved")
+            raise Damaged("its numbers are not those that were saved")
         return restored["state"]
 
     def reached_preemption(self, step: int) -> bool:
@@ -162,7 +178,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def stop_requests(checkpoints: Checkpoints, *, several_hosts: bool) -> Iterator[Callable[[int], bool]]:
-    """Within it Ctrl-C and `kill` wait to be asked for, after each step; a second one stops at once.
+    """Within it Ctrl-C and `kill` wait to be asked for, after each step; a second Ctrl-C stops at once.
 
     An exception raised just anywhere could be lost in another library's callback, or tear a checkpoint. Of several
     hosts all stop after the same step, whichever was told to; so they do where a cluster announces preemption.

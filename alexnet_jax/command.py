@@ -1,6 +1,7 @@
 """What the commands share: flags made from a dataclass, and errors of one line."""
 
 import dataclasses
+import os
 import signal
 import sys
 import typing
@@ -80,30 +81,36 @@ def run(main: Callable[[], None], doc: str) -> None:
         try:
             rest = flags.FLAGS(arguments)
         except flags.Error as error:
-            fail(str(error))
+            _fail(str(error))
         except SystemExit:  # --help, which absl counts as a failure
             sys.exit(0)
         if rest[1:]:
-            fail(f"{rest[1]}: not a flag; flags are written --name=value")
+            _fail(f"{rest[1]}: not a flag; flags are written --name=value")
         if flags.FLAGS["verbosity"].using_default_value:
             # Below that orbax tells each of its steps, and prints pages before the error that it raises.
             flags.FLAGS.verbosity = logging.FATAL  # type: ignore[assignment]
         return rest
 
-    def guarded(_: list[str]) -> int:
+    def guarded(_: list[str]) -> None:
         try:
             main()
         except InputError as error:
-            fail(str(error))
+            _fail(str(error))
         except OSError as error:  # a full disk, a folder that has gone
-            fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+            _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
         except KeyboardInterrupt:
-            return INTERRUPTED
-        return 0
+            _end(INTERRUPTED)
 
     app.run(guarded, flags_parser=parse)
 
 
-def fail(message: str, end: Callable[[int], typing.NoReturn] = sys.exit) -> typing.NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    end(BAD_INPUT)
+def _fail(message: str) -> typing.NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    _end(BAD_INPUT)
+
+
+def _end(code: int) -> typing.NoReturn:
+    """At once: Python's own end would wait for a thread whose disk is gone, and for other hosts."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -9,7 +9,6 @@ continues a run that was stopped.
 """
 
 import dataclasses
-import os
 
 from alexnet_jax import command
 from alexnet_jax.config import PRESETS, Config, InputError, check_bounds, option
@@ -30,7 +29,9 @@ class Options:
     num_processes: int = option(0, "elsewhere: how many processes there are", minimum=0)
     process_id: int = option(-1, "elsewhere: which of them this one is, from 0", minimum=-1)
     debug_nans: bool = option(
-        False, "end with a traceback where the first not-a-number comes from; very slow, one process only"
+        False,
+        "end with a traceback where the first not-a-number comes from: in a --workdir of its "
+        "own, since it rounds otherwise; very slow, one process only",
     )
 
     def __post_init__(self):
@@ -67,12 +68,7 @@ def _train() -> None:
     jax.config.update("jax_debug_nans", options.debug_nans)
     if options.distributed or options.coordinator:
         parallel.start_hosts(options.coordinator, options.num_processes, options.process_id)
-    try:
-        train_and_evaluate(config, options.workdir)
-    except InputError as error:
-        if parallel.several_hosts():  # the usual end would wait for the others
-            command.fail(str(error), end=os._exit)
-        raise
+    train_and_evaluate(config, options.workdir)
 
 
 if __name__ == "__main__":

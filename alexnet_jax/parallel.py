@@ -6,6 +6,7 @@ on those of all.
 
 import faulthandler
 import math
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -52,14 +53,28 @@ def is_first_host() -> bool:
 
 def wait_for_all(what: str) -> None:
     """Until every host has come to this point."""
-    multihost_utils.sync_global_devices(what)
+    if several_hosts():
+        multihost_utils.sync_global_devices(what)
+
+
+def check_same(what: str, value: str) -> None:
+    """Raises InputError, on every host, where the hosts do not have the same `value`."""
+    found = multihost_utils.process_allgather(np.uint32(zlib.crc32(value.encode())))
+    if len(set(found.ravel().tolist())) > 1:
+        raise InputError(f"the processes differ in {what}")
+
+
+def all_devices() -> list[jax.Device]:
+    """Of all hosts, those of a host next to each other."""
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
 def own_rows(batch_size: int, devices: Sequence[jax.Device]) -> range:
     """The rows of each batch that this host reads: those of its devices."""
-    own = [number for number, device in enumerate(devices) if device.process_index == jax.process_index()]
-    of_device = batch_size // len(devices)
-    return range(own[0] * of_device, (own[-1] + 1) * of_device)
+    own, of_device = _own(devices), batch_size // len(devices)
+    first = devices.index(own[0])
+    assert list(devices[first : first + len(own)]) == own
+    return range(first * of_device, (first + len(own)) * of_device)
 
 
 def pmap_step(

@@ -1,13 +1,16 @@
 """A run's folder: whose it is, and what the run tells in it: metrics.jsonl, TensorBoard; and the progress line."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +23,20 @@ from alexnet_jax.evaluate import Errors
 _PROGRESS = "step {n_fmt}/{total_fmt} |{bar:20}| {desc} | {remaining} left"
 
 
-def claim_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
+def claim_workdir(workdir: Path, config: Config, fingerprint: str, *, exists: bool = False) -> None:
     """Writes config.json into a new run's folder; in an existing one, checks that the run is the same.
 
     The same means: all fields of the config that decide what is computed, but that the data set may lie elsewhere as
     long as its `fingerprint` is the same.
 
-    Raises InputError where the folder cannot be used, or holds another run: it names the fields.
+    Raises InputError where the folder cannot be used, or holds another run: it names the fields; or where it `exists`
+    by another host's account, and is not here.
     """
     file = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        if exists and not file.exists():
+            raise InputError(f"--workdir={workdir}: is not on a disk that all processes see")
         if not file.exists():
             write_whole(
                 file, json.dumps({"config": config.to_json(), "data": fingerprint, **versions()}, indent=2) + "\n"
@@ -42,6 +48,8 @@ def claim_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
             before["dataset"] = now["dataset"]
         elif before["dataset"] == now["dataset"]:
             before["dataset"] = f"{now['dataset']} with other images"
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--workdir={workdir}: cannot be used ({error})") from error
     idle = {field.name for field in dataclasses.fields(config) if not field.metadata["decides"]}
@@ -73,9 +81,7 @@ class RunLog:
         self._batch_size = batch_size
         kept = [line for line in read_metrics(self.file) if line["step"] <= first_step]
         write_whole(self.file, "".join(json.dumps(line) + "\n" for line in kept))
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
-        )
+        self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
         self._bar = tqdm(
             total=steps,
             initial=first_step,
@@ -124,6 +130,11 @@ class RunLog:
             if value is not None:
                 self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
+    def flush(self) -> None:
+        """Waits until all lines are on the disk: before the checkpoint that they go with."""
+        with self.file.open("a") as file:
+            os.fsync(file.fileno())
+
     def images_per_second(self) -> float | None:
         """The median over all lines, of this process and of those before it."""
         rates = [line["images_per_second"] for line in read_metrics(self.file) if line.get("images_per_second")]
@@ -134,34 +145,20 @@ class RunLog:
         self._tensorboard.close()
 
 
-class NoLog(RunLog):
-    """Of the hosts that do not write."""
+class NoLog:
+    """A RunLog of the hosts that do not write."""
 
-    def __init__(self) -> None:
-        pass
-
-    def restart_clock(self, step: int) -> None:
-        pass
-
-    def advance(self) -> None:
-        pass
-
-    def train(self, step: int, **_: Any) -> None:
-        pass
-
-    def validation(self, step: int, errors: Errors) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+    def __getattr__(self, _: str) -> Callable[..., None]:
+        return lambda *_, **__: None
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one that a kill left half-written at the end is not there."""
-    if not file.exists():
-        return []
-    lines = file.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    """The lines of a metrics.jsonl, up to one that a kill or a power cut left half-written."""
+    found: list[dict[str, Any]] = []
+    if file.exists():
+        with contextlib.suppress(ValueError):
+            found.extend(json.loads(line) for line in file.read_text(errors="replace").split("\n")[:-1])
+    return found
 
 
 def versions() -> dict[str, Any]:
@@ -188,7 +185,10 @@ def _commit() -> str | None:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Writes a file so that a kill leaves the old one or the new one, never half of it."""
+    """Writes a file so that a kill or a power cut leaves the old one or the new one, never half of it."""
     partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text)
+    with partial.open("w") as content:
+        content.write(text)
+        content.flush()
+        os.fsync(content.fileno())
     partial.replace(file)

@@ -107,7 +107,7 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence
     devices: over which to spread each batch; by default all, of all hosts.
     """
     workdir = Path(workdir).expanduser()
-    devices = devices or jax.devices()
+    devices = devices or parallel.all_devices()
     if config.batch_size % len(devices):
         raise InputError(f"--batch_size={config.batch_size}: the {len(devices)} devices do not divide it")
     if config.architecture not in ARCHITECTURES:
@@ -130,9 +130,10 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence
             f"{len(dataset.class_names)} classes; {len(devices)} × {devices[0].device_kind}",
             flush=True,
         )
-    if parallel.several_hosts():
-        parallel.wait_for_all("claimed")
-        runlog.claim_workdir(workdir, config, dataset.fingerprint())  # of the others: the same settings, data, folder
+    parallel.wait_for_all("claimed")
+    if not parallel.is_first_host():
+        runlog.claim_workdir(workdir, config, dataset.fingerprint(), exists=True)
+    parallel.check_same("their flags", repr(dataclasses.replace(config, dataset="")))
     return _run(config, workdir, devices, dataset, model.AlexNet(layers))
 
 
@@ -177,10 +178,11 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     fresh = init_state(net, optimizer, crop_size=config.crop_size, seed=config.seed)
     first_step, state = checkpoints.restore_latest(fresh) or (0, fresh)
+    parallel.check_same("the checkpoint that they found", str(first_step))
     state = parallel.replicate(state, devices)
     if first_step and parallel.is_first_host():
         print(f"continuing from the checkpoint of step {first_step} of {steps} in {workdir}", flush=True)
-    log: runlog.RunLog = runlog.NoLog()
+    log: runlog.RunLog | runlog.NoLog = runlog.NoLog()
     if parallel.is_first_host():
         log = runlog.RunLog(
             workdir, first_step=first_step, steps=steps, steps_per_epoch=float(steps_per_epoch),
@@ -229,6 +231,7 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
                 saving = saving or plateau.lowest < before.lowest
                 log.restart_clock(step)
             if saving:
+                log.flush()
                 checkpoints.save(step, state, errors.top1_error if errors and evaluating else math.inf)
                 log.restart_clock(step)
             if stopping and not last:
@@ -251,8 +254,8 @@ def _check_finite(losses: list[Array], params: PyTree, step: int, checkpoints: c
     what, where = ("a parameter", step) if found.all() else ("the loss", step - len(found) + 1 + int(np.argmin(found)))
     raise InputError(
         f"{what} is not finite at step {where}; the last good checkpoint is that of step "
-        f"{checkpoints.latest_step() or 'none'}; try a lower --learning_rate in another --workdir, or --debug_nans "
-        "to see where it comes from"
+        f"{checkpoints.latest_step() or 'none'}; in another --workdir try a lower "
+        "--learning_rate, or --debug_nans to see where it comes from"
     )
 
 

@@ -152,19 +152,20 @@ def main() -> None:
     for name in ("whole", "killed"):
         finished(live(functools.partial(write_state, scratch / name, scratch / f"{name}.npz")))
     whole, killed = np.load(scratch / "whole.npz"), np.load(scratch / "killed.npz")
+    torn = len(list((workdir / "checkpoints").glob("*.damaged*")))
     same_state = all(np.array_equal(whole[name], killed[name]) for name in whole)
     same_lines = lines(scratch / "whole") == lines(scratch / "killed")
     steps = lines(scratch / "whole")[-1]["step"]
     print(
-        f"{kills} kills, {in_writing} in a checkpoint, {steps} steps: "
+        f"{kills} kills, {in_writing} in a checkpoint, {torn} torn, {steps} steps: "
         f"state equal {same_state}, lines equal {same_lines}"
     )
     if not arguments.no_log:
         save(
-            "kills", kills=kills, in_a_checkpoint=in_writing, steps=steps, state_equal=same_state,
+            "kills", kills=kills, in_a_checkpoint=in_writing, torn=torn, steps=steps, state_equal=same_state,
             lines_equal=same_lines, minutes=round((time.monotonic() - began) / 60, 1),
         )  # fmt: skip
-    if ends or not (same_state and same_lines):
+    if ends or torn or not (same_state and same_lines):
         sys.exit("the run ended before it had been killed so often" if ends else "not the same")
 
 

@@ -154,10 +154,18 @@ def kills() -> str:
     row = [
         values["kills"],
         values["in_a_checkpoint"],
+        values["torn"],
         values["steps"],
         *("equal" if values[what] else "DIFFERENT" for what in ("state_equal", "lines_equal")),
     ]
-    header = ["kills (SIGKILL) of one run", "of them while a checkpoint was written", "steps", "final state", "metrics"]
+    header = [
+        "kills (SIGKILL) of one run",
+        "while a checkpoint was written",
+        "checkpoints torn",
+        "steps",
+        "final state",
+        "metrics",
+    ]
     return f"{table(header, [row])}\n\nAgainst the run that was left alone, bit for bit; {where(values)}."
 
 

@@ -114,6 +114,22 @@ def test_where_one_process_dies_the_other_ends_and_one_process_continues(tmp_pat
 
 
 @pytest.mark.slow
+def test_a_damaged_checkpoint_is_set_aside_once_and_all_go_on_from_the_one_before(tmp_path, prepared):
+    flags = ["--epochs=4", "--checkpoint_every=5"]
+    ends(start(tmp_path, prepared, *flags, processes=2))
+    newest = max(int(name) for name in names(tmp_path))
+    files = [path for path in (tmp_path / "checkpoints" / str(newest)).rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(bytes(largest.stat().st_size))
+    found = ends(start(tmp_path, prepared, *flags, processes=2))
+    assert [code for code, _, _ in found] == [0, 0], found
+    assert "is damaged (" in found[0][2]
+    assert f"{newest}.damaged" in names(tmp_path)
+    assert str(newest) in names(tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 13))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("told", [0, 1])
 def test_where_one_process_is_told_to_stop_all_save_and_stop(tmp_path, prepared, told):
     flags = ["--epochs=3000", "--checkpoint_every=5", "--evaluate_every=1000"]
