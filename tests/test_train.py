@@ -327,7 +327,7 @@ def test_a_full_disk_is_told_and_keeps_the_checkpoint_before(config, tmp_path, m
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     config = dataclasses.replace(config, learning_rate=1e30, evaluate_every=100, log_every=5)
-    message = "the loss is not finite at step 2; the last good checkpoint is that of step none; try a lower"
+    message = "the loss is not finite at step 2; the last good checkpoint is that of step none; in another"
     with pytest.raises(InputError, match=message):
         train.train_and_evaluate(config, tmp_path, devices=ONE)
     assert metrics(tmp_path) == []
@@ -402,11 +402,23 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(config, tmp_path, 
 
 def test_another_config_in_the_same_workdir_is_refused_and_the_fields_named(config, tmp_path):
     runlog.claim_workdir(tmp_path, config, "data")
-    runlog.claim_workdir(tmp_path, config, "data", {"versions": "of another day"})
+    others = {
+        "cache": "device",
+        "cache_budget": 1.0,
+        "checkpoint_every": 3,
+        "keep_checkpoints": 9,
+        "stall_timeout": 2.0,
+    }
+    runlog.claim_workdir(tmp_path, dataclasses.replace(config, **others), "data")  # these decide nothing
     other = dataclasses.replace(config, seed=7, learning_rate_drops=())
     message = r"learning_rate_drops was \[3.0\], is \[\]; seed was 0, is 7"
     with pytest.raises(InputError, match=message):
         runlog.claim_workdir(tmp_path, other, "data")
+
+
+def test_a_workdir_that_only_another_host_sees_is_refused(config, tmp_path):
+    with pytest.raises(InputError, match="is not on a disk that all processes see"):
+        runlog.claim_workdir(tmp_path, config, "data", exists=True)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"config": 3}'])
