@@ -148,12 +148,10 @@ def _digest(state: PyTree) -> dict[str, str]:
 def _compare(folder: Path, found: PyTree, like: PyTree) -> None:
     """Raises InputError naming the first parameter of another shape than in the checkpoint, or which is missing."""
 
-    def name(path: tuple) -> str:  # keys of dictionaries, fields and places in tuples: all are text in a checkpoint
-        return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
-
     def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
         leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
-        return {name(path): tuple(leaf.shape) for path, leaf in leaves}
+        # Keys of dictionaries, fields and places in tuples are all text in a checkpoint.
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
     before, now = shapes(found), shapes(like)
     for leaf in [*now, *before]:
@@ -177,13 +175,13 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def stop_requests(checkpoints: Checkpoints, *, several_hosts: bool) -> Iterator[Callable[[int], bool]]:
+def stop_requests(checkpoints: Checkpoints) -> Iterator[Callable[[int], bool]]:
     """Within it Ctrl-C and `kill` wait to be asked for, after each step; a second Ctrl-C stops at once.
 
     An exception raised just anywhere could be lost in another library's callback, or tear a checkpoint. Of several
     hosts all stop after the same step, whichever was told to; so they do where a cluster announces preemption.
     """
-    received = []
+    received, several_hosts = [], parallel.several_hosts()
 
     def receive(number: int, _: Any) -> None:
         received.append(number)

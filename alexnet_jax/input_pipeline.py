@@ -78,7 +78,7 @@ def _read(
     """The rows of the batches of these steps: row r of step s holds image order[s · batch_size + r].
 
     Threads read parts of a batch into one array, so that all of them work on the batch that comes next. No more than
-    four batches, or two parts a thread, are in memory.
+    four batches, or two parts a thread, are held here.
     """
     parts = [rows[first : first + PART] for first in range(0, len(rows), PART)]
     started: dict[int, tuple[np.ndarray, np.ndarray]] = {}

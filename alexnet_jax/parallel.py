@@ -5,9 +5,9 @@ on those of all.
 """
 
 import faulthandler
+import itertools
 import math
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -128,12 +128,9 @@ def shard(batch: PyTree, devices: Sequence[jax.Device]) -> PyTree:
 
 def shard_ahead(batches: Iterable[PyTree], devices: Sequence[jax.Device]) -> Iterator[PyTree]:
     """Each batch as `shard` gives it, sent before the one ahead of it is used: so the devices do not wait for it."""
-    ahead: deque[PyTree] = deque()
-    for batch in batches:
-        ahead.append(shard(batch, devices))
-        if len(ahead) > 1:
-            yield ahead.popleft()
-    yield from ahead
+    sent = (shard(batch, devices) for batch in batches)
+    for batch, _ in itertools.pairwise(itertools.chain(sent, [None])):
+        yield batch
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:

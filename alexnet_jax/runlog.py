@@ -14,12 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
+from alexnet_jax import figures
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.evaluate import Errors
 
+METRICS = "metrics.jsonl"
 _PROGRESS = "step {n_fmt}/{total_fmt} |{bar:20}| {desc} | {remaining} left"
 
 
@@ -76,7 +79,7 @@ class RunLog:
     """
 
     def __init__(self, workdir: Path, *, first_step: int, steps: int, steps_per_epoch: float, batch_size: int):
-        self.file = workdir / "metrics.jsonl"
+        self.file = workdir / METRICS
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
         kept = [line for line in read_metrics(self.file) if line["step"] <= first_step]
@@ -135,11 +138,6 @@ class RunLog:
         with self.file.open("a") as file:
             os.fsync(file.fileno())
 
-    def images_per_second(self) -> float | None:
-        """The median over all lines, of this process and of those before it."""
-        rates = [line["images_per_second"] for line in read_metrics(self.file) if line.get("images_per_second")]
-        return statistics.median(rates) if rates else None
-
     def close(self) -> None:
         self._bar.close()
         self._tensorboard.close()
@@ -159,6 +157,25 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             found.extend(json.loads(line) for line in file.read_text(errors="replace").split("\n")[:-1])
     return found
+
+
+def report(workdir: Path, errors: Errors, kernels: np.ndarray, result: dict[str, Any]) -> None:
+    """At the end of a run: its pictures, and result.json with `errors`, `result` and the median of images/s.
+
+    kernels: of the first layer.
+    """
+    lines = read_metrics(workdir / METRICS)
+    figures.save_curves(lines, workdir / "figures" / "curves.png")
+    figures.save_kernels(kernels, workdir / "figures" / "conv1.png")
+    rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]
+    result = {**errors._asdict(), **result, "images_per_second": statistics.median(rates) if rates else None}
+    write_whole(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+    print(
+        f"top-1 error {errors.top1_error:.1%}, top-5 error {errors.top5_error:.1%}, nll {errors.nll:.3f} nats "
+        f"on {errors.examples:,} validation images after {result['steps']:,} steps\n"
+        f"{workdir}: result.json, metrics.jsonl, figures/curves.png, figures/conv1.png, tensorboard/",
+        flush=True,
+    )
 
 
 def versions() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -17,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from alexnet_jax import checkpoint, figures, input_pipeline, model, optim, parallel, runlog
+from alexnet_jax import checkpoint, input_pipeline, model, optim, parallel, runlog
 from alexnet_jax.architectures import ARCHITECTURES, Layers, image_size, with_classes
 from alexnet_jax.augment import split_each, training_views
 from alexnet_jax.config import Config, InputError, in_steps, is_due
@@ -127,7 +126,7 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence
         runlog.claim_workdir(workdir, config, dataset.fingerprint())
         print(
             f"{config.architecture}: {parameters:,} parameters; {dataset.path}: {images:,} training images, "
-            f"{len(dataset.class_names)} classes; {len(devices)} × {devices[0].device_kind}",
+            f"{len(dataset.class_names)} classes; {_named(devices)}",
             flush=True,
         )
     parallel.wait_for_all("claimed")
@@ -135,6 +134,10 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence
         runlog.claim_workdir(workdir, config, dataset.fingerprint(), exists=True)
     parallel.check_same("their flags", repr(dataclasses.replace(config, dataset="")))
     return _run(config, workdir, devices, dataset, model.AlexNet(layers))
+
+
+def _named(devices: Sequence[jax.Device]) -> str:
+    return f"{len(devices)} × {devices[0].device_kind}"
 
 
 def _table(config: Config, dataset: Dataset) -> tuple[Layers, int]:
@@ -194,9 +197,7 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
         stack.callback(log.close)
-        stop_requested = stack.enter_context(
-            checkpoint.stop_requests(checkpoints, several_hosts=parallel.several_hosts())
-        )
+        stop_requested = stack.enter_context(checkpoint.stop_requests(checkpoints))
         if first_step < steps:
             train_step, read = with_input(step_on_one, config, dataset, devices)
             batches = sent(read(dataset, config.batch_size, config.seed, range(first_step, steps), rows))
@@ -242,7 +243,9 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
         errors = errors or validate(state.params)  # a run that had ended already
         best_step = checkpoints.best_step()
     if parallel.is_first_host():
-        _report(config, workdir, devices, log, errors, steps, best_step, state.params)
+        kernels = jax.device_get(state.params)["conv1"]["kernel"]
+        result = {"steps": steps, "best_checkpoint": best_step, "seed": config.seed, "device": _named(devices)}
+        runlog.report(workdir, errors, kernels, result)
     return errors
 
 
@@ -279,24 +282,3 @@ def with_input(
 
     cached_step = parallel.pmap_step(gather_and_step, devices, donate_state=True, shared=1)
     return lambda state, indices: cached_step(state, indices, cache), input_pipeline.training_indices
-
-
-def _report(config, workdir, devices, log, errors, steps, best_step, params) -> None:
-    figures.save_curves(runlog.read_metrics(log.file), workdir / "figures" / "curves.png")
-    first_layer = jax.device_get(params)["conv1"]["kernel"]
-    figures.save_kernels(first_layer, workdir / "figures" / "conv1.png")
-    result = {
-        **errors._asdict(),
-        "steps": steps,
-        "best_checkpoint": best_step,
-        "images_per_second": log.images_per_second(),
-        "seed": config.seed,
-        "device": f"{len(devices)} × {devices[0].device_kind}",
-    }
-    runlog.write_whole(workdir / "result.json", json.dumps(result, indent=2) + "\n")
-    print(
-        f"top-1 error {errors.top1_error:.1%}, top-5 error {errors.top5_error:.1%}, nll {errors.nll:.3f} nats "
-        f"on {errors.examples:,} validation images after {steps:,} steps\n"
-        f"{workdir}: result.json, metrics.jsonl, figures/curves.png, figures/conv1.png, tensorboard/",
-        flush=True,
-    )

@@ -148,7 +148,7 @@ def test_nothing_is_pickled(tmp_path):
 def test_the_first_signal_waits_to_be_asked_for_and_the_second_does_not(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     checkpoints = checkpoint.Checkpoints(tmp_path)
-    with checkpoint.stop_requests(checkpoints, several_hosts=False) as stop_requested:
+    with checkpoint.stop_requests(checkpoints) as stop_requested:
         assert not stop_requested(1)
         signal.raise_signal(signal.SIGTERM)
         assert stop_requested(2)

@@ -23,6 +23,7 @@ ARCHITECTURES["small"] = (
 main.main()
 """
 FLAGS = ["--architecture=small", "--crop_size=32", "--batch_size=16", "--log_every=1", "--learning_rate=0.002"]
+LONG = ["--epochs=3000", "--checkpoint_every=5", "--evaluate_every=1000"]
 
 
 def start(workdir, prepared, *flags, processes=1, devices=2, last=()):
@@ -93,8 +94,7 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path, prepared):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_where_one_process_dies_the_other_ends_and_one_process_continues(tmp_path, prepared, killed):
-    flags = ["--epochs=3000", "--checkpoint_every=5", "--evaluate_every=1000"]
-    running = start(tmp_path, prepared, *flags, processes=2)
+    running = start(tmp_path, prepared, *LONG, processes=2)
     wait_for_checkpoint(tmp_path, 10, running)
     running[killed].kill()
     began = time.time()
@@ -102,7 +102,7 @@ def test_where_one_process_dies_the_other_ends_and_one_process_continues(tmp_pat
     assert time.time() - began < 60
     assert found[1 - killed][0] not in (0, None)
 
-    (alone,) = start(tmp_path, prepared, *flags, processes=1)
+    (alone,) = start(tmp_path, prepared, *LONG)
     time.sleep(1)
     wait_for_checkpoint(tmp_path, max(int(name) for name in names(tmp_path) if name.isdigit()) + 5, [alone])
     alone.send_signal(signal.SIGTERM)
@@ -132,8 +132,7 @@ def test_a_damaged_checkpoint_is_set_aside_once_and_all_go_on_from_the_one_befor
 @pytest.mark.slow
 @pytest.mark.parametrize("told", [0, 1])
 def test_where_one_process_is_told_to_stop_all_save_and_stop(tmp_path, prepared, told):
-    flags = ["--epochs=3000", "--checkpoint_every=5", "--evaluate_every=1000"]
-    running = start(tmp_path, prepared, *flags, processes=2)
+    running = start(tmp_path, prepared, *LONG, processes=2)
     wait_for_checkpoint(tmp_path, 10, running)
     running[told].send_signal(signal.SIGTERM)
     found = ends(running, timeout=60)
