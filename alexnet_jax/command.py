@@ -105,7 +105,10 @@ def run(main: Callable[[], None], doc: str) -> None:
 
 
 def _fail(message: str) -> typing.NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # on a full disk TensorStore's threads would print on and on
+    os.write(stderr, f"error: {' '.join(message.split())}\n".encode())
     _end(BAD_INPUT)
 
 
