@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxtyping import Array
 
-from alexnet_jax.layers import conv2d, dropout, local_response_norm, max_pool, relu, spatial_response_norm
+from alexnet_jax.layers import conv2d, dense, dropout, local_response_norm, max_pool, relu, spatial_response_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Dense:
         return (math.prod(input_shape[1:]), self.features)
 
     def __call__(self, x: Array, kernel: Array) -> Array:
-        return x.reshape(len(x), -1) @ kernel
+        return dense(x.reshape(len(x), -1), kernel)
 
 
 Layers = tuple[Conv | Dense, ...]

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Key, PyTree
 
 from alexnet_jax.config import InputError
+from alexnet_jax.xla import compiler_options
 
 AXIS = "batch"
 HEARTBEAT_SECONDS = 30  # without a sign of life a host counts as dead
@@ -95,12 +96,16 @@ def pmap_step(
                 return on_one(*jax.device_get(arguments))
 
         return operation_by_operation
-    return jax.pmap(step, AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donated)
+    mapped = jax.pmap(step, AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donated)
+    options = compiler_options(devices)
+    if not options or several_hosts():  # whose arrays `jit` does not take
+        return mapped
+    return jax.jit(lambda *arguments: mapped(*arguments), donate_argnums=donated, compiler_options=options)
 
 
 def mean(tree: PyTree) -> PyTree:
     """Inside a step: the mean over the devices."""
-    return lax.pmean(tree, AXIS)
+    return lax.pmean(tree, AXIS) if lax.axis_size(AXIS) > 1 else tree
 
 
 def total(tree: PyTree) -> PyTree:

@@ -23,6 +23,7 @@ from alexnet_jax.config import Config, InputError, in_steps, is_due
 from alexnet_jax.datasets import Dataset, open_dataset
 from alexnet_jax.evaluate import Errors, evaluate, make_evaluation_step
 from alexnet_jax.input_pipeline import Batch, timely
+from alexnet_jax.xla import on_its_own
 
 
 @flax.struct.dataclass
@@ -80,7 +81,10 @@ def make_train_step(
         key, images = jax.random.fold_in(random_key, state.step), jnp.asarray(batch.images)
         augment_keys, dropout_keys = split_each(parallel.image_keys(key, len(images)), 2)
         chunk_keys, _ = split_each(parallel.image_keys(key, len(images), chunk=config.crop_chunk), 2)
-        views = augment(augment_keys, images, chunk_key=chunk_keys, color_scale=color_scale(state.step))
+        views = on_its_own(
+            lambda images: augment(augment_keys, images, chunk_key=chunk_keys, color_scale=color_scale(state.step)),
+            images,
+        )
 
         def loss(params: PyTree) -> tuple[Array, Array]:
             logits = jnp.asarray(net.apply({"params": params}, views, train=True, key=dropout_keys))

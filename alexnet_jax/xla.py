@@ -1,0 +1,46 @@
+"""What XLA's CPU backend must be told to be fast. Other backends are left alone."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+# YNNPACK's convolutions, XLA's choice on CPU since jaxlib 0.10, take up to four times as long as Eigen's (AlexNet's
+# shapes, AVX-512).
+_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+def compiler_options(devices: Sequence[jax.Device] | None = None) -> dict[str, str]:
+    """For `jax.jit(…, compiler_options=…)`: what makes the network fast on these devices (by default, all)."""
+    platform = (devices or jax.devices())[0].platform
+    return dict(_CPU_OPTIONS) if platform == "cpu" and _are_known() else {}
+
+
+@functools.cache
+def _are_known() -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS).lower().compile()
+    except jax.errors.JaxRuntimeError:  # another jaxlib
+        return False
+    return True
+
+
+def on_its_own(function: Callable, *arguments: Array) -> Any:
+    """`function(*arguments)`, on CPU computed once, apart from all that uses it.
+
+    XLA's CPU backend fuses what is cheap into each of its users, where it is computed again, in the order that suits
+    the user; and it drops `lax.optimization_barrier` before that. It leaves alone what is in a branch. Both branches
+    are equal.
+    """
+
+    def in_a_branch(*arguments: Array) -> Any:
+        def other(*arguments: Array) -> Any:
+            return lax.optimization_barrier(function(*arguments))
+
+        return lax.cond(jnp.ravel(arguments[0])[:1].sum() == 0, function, other, *arguments)
+
+    return lax.platform_dependent(*arguments, cpu=in_a_branch, default=function)
