@@ -101,6 +101,9 @@ class Config:
     color_scale: float = option(0.1, "standard deviation of the PCA colour's coefficients (§4.1); 0: off", minimum=0)
     color_rescale: bool = option(False, "divide the image by 1 + color_scale once its colour is added")
     color_off_from: float = option(0.0, "epoch from which there is no PCA colour; 0: never", minimum=0)
+    precision: str = option(
+        "float32", "of the network's computation, float32 or bfloat16; parameters, loss and update are float32"
+    )
     batch_size: int = option(128, "images a step, over all devices together (§5)", minimum=1)
     epochs: float = option(90.0, "times through the training set; a fraction is possible", above=0)
     learning_rate: float = option(0.01, "the first learning rate (§5)", above=0)
@@ -147,8 +150,9 @@ class Config:
 
     def __post_init__(self):
         check_bounds(self)
-        if self.cache not in ("none", "device"):
-            raise InputError(f"--cache={self.cache}: must be none or device")
+        for name, choices in {"cache": ("none", "device"), "precision": ("float32", "bfloat16")}.items():
+            if getattr(self, name) not in choices:
+                raise InputError(f"--{name}={getattr(self, name)}: must be {' or '.join(choices)}")
         for name in ("log_every", "evaluate_every", "checkpoint_every"):
             try:
                 in_steps(getattr(self, name), Fraction(1))

@@ -86,7 +86,9 @@ def local_response_norm(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
 def _normalize_by_channels(x: Array, size: int, k: float, alpha: float, beta: float, groups: int) -> Array:
-    return x * _power(k + alpha * _sum_of_neighbors(jnp.square(x), size, groups), -beta)
+    wide = _wide(x)
+    d = k + alpha * _sum_of_neighbors(jnp.square(wide), size, groups)
+    return (wide * _power(d, -beta)).astype(x.dtype)
 
 
 def _normalize_forward(x: Array, *parameters: Any) -> tuple[Array, Array]:
@@ -100,9 +102,11 @@ def _normalize_backward(
 
     d is computed again: faster than fetching it from memory.
     """
-    d = k + alpha * _sum_of_neighbors(jnp.square(x), size, groups)
+    a, g = _wide(x), _wide(gradient)
+    d = k + alpha * _sum_of_neighbors(jnp.square(a), size, groups)
     scale = _power(d, -beta)
-    return (gradient * scale - 2 * alpha * beta * x * _sum_of_neighbors(gradient * x * scale / d, size, groups),)
+    of_a = g * scale - 2 * alpha * beta * a * _sum_of_neighbors(g * a * scale / d, size, groups)
+    return (of_a.astype(x.dtype),)
 
 
 _normalize_by_channels.defvjp(_normalize_forward, _normalize_backward)
@@ -114,6 +118,11 @@ def _sum_of_neighbors(x: Array, size: int, groups: int) -> Array:
     padded = jnp.pad(grouped, [(0, 0)] * (grouped.ndim - 1) + [(size // 2, size // 2)])
     shifted = [lax.slice_in_dim(padded, i, i + grouped.shape[-1], axis=-1) for i in range(size)]
     return functools.reduce(jnp.add, shifted).reshape(x.shape)
+
+
+def _wide(x: Array) -> Array:
+    """In float32, if it was narrower: squares of bfloat16 would lose what the sums are about."""
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
 def _power(x: Array, exponent: float) -> Array:
@@ -132,8 +141,9 @@ def spatial_response_norm(
       size: side of the window; odd.
       alpha: multiplies the plain sum of squares. (The 2012 code divides its α by `size`² first.)
     """
-    sums = lax.reduce_window(jnp.square(x), 0.0, lax.add, (1, size, size, 1), (1, 1, 1, 1), "SAME")
-    return x * _power(1 + alpha * sums, -beta)
+    wide = _wide(x)
+    sums = lax.reduce_window(jnp.square(wide), 0.0, lax.add, (1, size, size, 1), (1, 1, 1, 1), "SAME")
+    return (wide * _power(1 + alpha * sums, -beta)).astype(x.dtype)
 
 
 def max_pool(

@@ -21,6 +21,10 @@ class Options:
     workdir: str = option("", "folder of the run: made where it is missing, continued where it is not")
     preset: str = option("demo", f"settings to start from: {' or '.join(PRESETS)}")
 
+    compilation_cache: str = option(
+        "",
+        "a folder: the compiled program is kept there, and starts sooner the next time, in this or another --workdir",
+    )
     distributed: bool = option(
         False,
         "train with other processes, each started with this flag; on TPU pods, SLURM and GKE they find each other",
@@ -66,6 +70,8 @@ def _train() -> None:
     from alexnet_jax.train import train_and_evaluate
 
     jax.config.update("jax_debug_nans", options.debug_nans)
+    if options.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", options.compilation_cache)
     if options.distributed or options.coordinator:
         parallel.start_hosts(options.coordinator, options.num_processes, options.process_id)
     train_and_evaluate(config, options.workdir)

@@ -137,7 +137,7 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence
     if not parallel.is_first_host():
         runlog.claim_workdir(workdir, config, dataset.fingerprint(), exists=True)
     parallel.check_same("their flags", repr(dataclasses.replace(config, dataset="")))
-    return _run(config, workdir, devices, dataset, model.AlexNet(layers))
+    return _run(config, workdir, devices, dataset, model.AlexNet(layers, jnp.dtype(config.precision)))
 
 
 def _named(devices: Sequence[jax.Device]) -> str:

@@ -14,7 +14,12 @@ from typing import Any
 from alexnet_jax import PAPER, summary
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md", ROOT / "docs" / "imagenet.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "experiments" / "README.md",
+    ROOT / "docs" / "imagenet.md",
+    ROOT / "docs" / "speed.md",
+)
 
 
 def log(name: str) -> dict[str, Any]:
@@ -169,6 +174,56 @@ def kills() -> str:
     return f"{table(header, [row])}\n\nAgainst the run that was left alone, bit for bit; {where(values)}."
 
 
+def throughput() -> str:
+    rows, notes = [], []
+    for platform in ("cpu", "gpu"):
+        if not (ROOT / "experiments" / "results" / f"throughput_{platform}.json").exists():
+            notes.append(f"Not measured on a {platform.upper()}.")
+            continue
+        values = log(f"throughput_{platform}")
+        for row in values["rows"]:
+            rates = {name: of["images_per_second"] for name, of in row["results"].items()}
+            best = max(rate for name, rate in rates.items() if name.startswith("PyTorch"))
+            rows.append(
+                [
+                    f"{'training' if row['task'] == 'train' else 'inference'}, `{row['table']}`",
+                    f"{row['precision']}, {row['batch']}",
+                    *(f"{rate:,.1f}" if rate < 100 else f"{rate:,.0f}" for rate in rates.values()),
+                    f"{rates['alexnet_jax'] / best:.2f}",
+                    f"{rates['alexnet_jax'] / rates['obvious Flax']:.1f}",
+                    f"{row['results']['alexnet_jax']['model_tflops'] / values['ceiling_tflops'][row['precision']]:.0%}",
+                ]
+            )
+        ceilings = ", ".join(f"{rate:.3f} TFLOP/s in {name}" for name, rate in values["ceiling_tflops"].items())
+        notes.append(
+            f"{platform.upper()}: interleaved, medians; matrix products reach {ceilings}; {where(values)}, "
+            f"PyTorch {values['torch']}."
+        )
+    header = [
+        "images/s", "precision, batch", *rates, "× PyTorch's best", "× obvious Flax", "of matrix products' rate"
+    ]  # fmt: skip
+    return f"{table(header, rows)}\n\n{' '.join(notes)}"
+
+
+def throughput_costs() -> str:
+    values = log("throughput_cpu")
+    rows = [
+        [
+            f"{'training' if row['task'] == 'train' else 'inference'}, `{row['table']}`",
+            name,
+            f"{of['compile_seconds']:.1f} s",
+            f"{of['first_step_seconds']:.1f} s",
+            f"{of['peak_mb']:,.0f} MB",
+            f"{of['slowest_and_fastest'][0]:,.1f}–{of['slowest_and_fastest'][1]:,.1f}",
+        ]
+        for row in values["rows"]
+        for name, of in row["results"].items()
+    ]
+    header = ["batch of 128, float32", "", "compiling", "until the first step is done", "peak memory of the process",
+              "images/s, slowest and fastest"]  # fmt: skip
+    return f"{table(header, rows)}\n\n{where(values)}."
+
+
 def feeding() -> str:
     header = ["images/s", "device", "batch", "type"]
     rows: list[list[Any]] = []
@@ -236,7 +291,8 @@ def imagenet_plan() -> str:
 TABLES = {
     of.__name__: of
     for of in (
-        first_runs, first_steps, two_gpus, jpeg_decoders, prepare_speed, input_speed, kills, feeding, imagenet_plan,
+        first_runs, first_steps, two_gpus, jpeg_decoders, prepare_speed, input_speed, kills, throughput,
+        throughput_costs, feeding, imagenet_plan,
     )
 }  # fmt: skip
 

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from alexnet_jax import layers
 
@@ -168,3 +170,123 @@ def test_dropout_differs_by_image_and_not_by_how_the_batch_is_cut():
     whole = layers.dropout(x, keys)
     assert not np.array_equal(whole[0], whole[1])
     np.testing.assert_array_equal(whole[2:], layers.dropout(x[2:], keys[2:]))
+
+
+# The operations that have a form of their own for speed, on shapes and values that nobody chose, with their gradients,
+# against float64 written from the formula.
+
+anything = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+def check_gradients(function, oracle, *arguments):
+    """Of Σ w · function(…): to 1e-5 of the largest. `oracle(w, …)` gives the output and the gradients."""
+    out, pullback = jax.vjp(function, *map(jnp.asarray, arguments))
+    weights = normal(9, *out.shape)
+    expected, *gradients = oracle(weights.astype(np.float64), *(argument.astype(np.float64) for argument in arguments))
+    close(out, expected, 1e-6)
+    for gradient, right in zip(pullback(jnp.asarray(weights)), gradients, strict=True):
+        close(gradient, right, 1e-5)
+
+
+def close(found, expected, tolerance):
+    assert found.shape == expected.shape
+    np.testing.assert_array_less(np.abs(found - expected), tolerance * np.abs(expected).max() + 1e-30)
+
+
+def lrn_gradients(size, k, alpha, beta, groups):
+    def oracle(g, a):
+        width = a.shape[-1] // groups
+        near = np.array(
+            [
+                [abs(i - j) <= size // 2 and i // width == j // width for j in range(a.shape[-1])]
+                for i in range(a.shape[-1])
+            ]
+        )
+        d = k + alpha * a**2 @ near
+        return a / d**beta, g / d**beta - 2 * alpha * beta * a * ((g * a / d ** (beta + 1)) @ near)
+
+    return oracle
+
+
+@anything
+@given(
+    st.integers(1, 3), st.integers(1, 9), st.sampled_from([1, 3, 5, 7]), st.sampled_from([0.75, 0.6, 1.0]),
+    st.sampled_from([1.0, 2.0]), st.integers(-18, 15), st.integers(0, 99),
+)  # fmt: skip
+def test_normalization_and_its_gradient(groups, width, size, beta, k, magnitude, seed):
+    a = normal(seed, 3, 2, groups * width, scale=10.0**magnitude)
+    constants = {"size": size, "k": k, "alpha": 1e-4, "beta": beta, "groups": groups}
+    check_gradients(lambda a: layers.local_response_norm(a, **constants), lrn_gradients(**constants), a)
+
+
+def max_pool_gradients(window, stride, ceil_mode):
+    def oracle(g, x):
+        out, gradient = np.zeros(g.shape), np.zeros(x.shape)
+        for n, i, j, c in np.ndindex(g.shape):
+            patch = x[n, i * stride : i * stride + window, j * stride : j * stride + window, c]
+            row, column = np.unravel_index(np.argmax(patch), patch.shape)  # the first, row by row, as PyTorch's
+            out[n, i, j, c] = patch[row, column]
+            gradient[n, i * stride + row, j * stride + column, c] += g[n, i, j, c]
+        return out, gradient
+
+    return oracle
+
+
+@anything
+@given(
+    st.integers(1, 4), st.integers(1, 4), st.integers(0, 7), st.integers(0, 7), st.booleans(), st.integers(1, 5),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_max_pool_and_its_gradient_also_where_many_are_the_largest(window, stride, more, wider, ceil, values, seed):
+    x = np.random.default_rng(seed).integers(-values, values, (2, window + more, window + wider, 3))
+    options = {"window": window, "stride": stride, "ceil_mode": ceil}
+    check_gradients(lambda x: layers.max_pool(x, **options), max_pool_gradients(**options), x.astype(np.float32))
+
+
+@anything
+@given(st.integers(1, 9), st.integers(1, 65), st.integers(1, 65), st.integers(0, 99))
+def test_dense_and_its_gradients(n, inputs, features, seed):
+    def oracle(g, x, kernel):
+        return x @ kernel, g @ kernel.T, x.T @ g
+
+    check_gradients(layers.dense, oracle, normal(seed, n, inputs), normal(seed + 1, inputs, features))
+
+
+def conv2d_gradients(stride, padding, groups):
+    def oracle(g, x, kernel):
+        padded = np.pad(x, ((0, 0), padding, padding, (0, 0)))
+        out, of_x, of_kernel = conv2d_oracle(x, kernel, stride, padding, groups), 0 * padded, 0 * kernel
+        window, _, per_group, features = kernel.shape
+        for n, i, j, feature in np.ndindex(g.shape):
+            first = feature // (features // groups) * per_group
+            place = (
+                n, slice(i * stride, i * stride + window), slice(j * stride, j * stride + window),
+                slice(first, first + per_group),
+            )  # fmt: skip
+            of_x[place] += g[n, i, j, feature] * kernel[..., feature]
+            of_kernel[..., feature] += g[n, i, j, feature] * padded[place]
+        low, (height, width) = padding[0], x.shape[1:3]
+        return out, of_x[:, low : low + height, low : low + width], of_kernel
+
+    return oracle
+
+
+@anything
+@given(
+    st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(0, 2), st.integers(1, 3), st.integers(1, 4),
+    st.integers(1, 4), st.integers(0, 5), st.integers(0, 5), st.integers(0, 99),
+)  # fmt: skip
+def test_convolution_and_its_gradients(window, stride, low, high, groups, channels, features, more, wider, seed):
+    x = normal(seed, 2, window + more, window + wider, groups * channels)
+    kernel = normal(seed + 1, window, window, channels, groups * features)
+    options = {"stride": stride, "padding": (low, high), "groups": groups}
+    check_gradients(lambda x, kernel: layers.conv2d(x, kernel, **options), conv2d_gradients(**options), x, kernel)
+
+
+def test_bfloat16_is_normalized_in_float32():
+    constants = {"size": 5, "k": 2.0, "alpha": 1e-4, "beta": 0.75, "groups": 1}
+    a = jnp.asarray(normal(0, 4, 12, scale=100), jnp.bfloat16)
+    out = layers.local_response_norm(a, **constants)
+    assert out.dtype == jnp.bfloat16
+    expected = layers.local_response_norm(a.astype(jnp.float32), **constants).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(out, expected)
