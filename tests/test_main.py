@@ -43,6 +43,7 @@ def test_help_lists_every_field_with_its_default_in_each_preset():
         ("--architecture=vgg", "--architecture=vgg: unknown; there are paper, original, one_gpu"),
         ("--batch_size=many", "--batch_size=many"),
         ("--cache=disk", "--cache=disk: must be none or device"),
+        ("--precision=float16", "--precision=float16: must be float32 or bfloat16"),
         ("--batch_size=0", "--batch_size=0: must be at least 1"),
         ("--learning_rate_drops=1,x", "--learning_rate_drops=1,x"),
         ("--plateau_patience=2", "--learning_rate_drops=3.0: cannot be with --plateau_patience=2; give --plateau_pat"),
