@@ -105,7 +105,7 @@ def pmap_step(
 
 def mean(tree: PyTree) -> PyTree:
     """Inside a step: the mean over the devices."""
-    return lax.pmean(tree, AXIS) if lax.axis_size(AXIS) > 1 else tree
+    return lax.pmean(tree, AXIS)
 
 
 def total(tree: PyTree) -> PyTree:

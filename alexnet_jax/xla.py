@@ -36,6 +36,8 @@ def on_its_own(function: Callable, *arguments: Array) -> Any:
     the user; and it drops `lax.optimization_barrier` before that. It leaves alone what is in a branch. Both branches
     are equal.
     """
+    if jax.config.values["jax_disable_jit"]:  # operation by operation, nothing is fused
+        return function(*arguments)
 
     def in_a_branch(*arguments: Array) -> Any:
         def other(*arguments: Array) -> Any:
