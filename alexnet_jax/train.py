@@ -81,6 +81,7 @@ def make_train_step(
         key, images = jax.random.fold_in(random_key, state.step), jnp.asarray(batch.images)
         augment_keys, dropout_keys = split_each(parallel.image_keys(key, len(images)), 2)
         chunk_keys, _ = split_each(parallel.image_keys(key, len(images), chunk=config.crop_chunk), 2)
+        # Else the gradient of the first kernel would augment them again, in an order that suits it.
         views = on_its_own(
             lambda images: augment(augment_keys, images, chunk_key=chunk_keys, color_scale=color_scale(state.step)),
             images,

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-# YNNPACK's convolutions, XLA's choice on CPU since jaxlib 0.10, take up to four times as long as Eigen's (AlexNet's
-# shapes, AVX-512).
+# Without YNNPACK, which jaxlib 0.10 prefers on CPU: Eigen's convolutions are faster on AlexNet's shapes.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 

@@ -210,6 +210,7 @@ def throughput_costs() -> str:
     rows = [
         [
             f"{'training' if row['task'] == 'train' else 'inference'}, `{row['table']}`",
+            f"{row['precision']}, {row['batch']}",
             name,
             f"{of['compile_seconds']:.1f} s",
             f"{of['first_step_seconds']:.1f} s",
@@ -219,7 +220,7 @@ def throughput_costs() -> str:
         for row in values["rows"]
         for name, of in row["results"].items()
     ]
-    header = ["batch of 128, float32", "", "compiling", "until the first step is done", "peak memory of the process",
+    header = ["", "precision, batch", "", "compiling", "until the first step is done", "peak memory of the process",
               "images/s, slowest and fastest"]  # fmt: skip
     return f"{table(header, rows)}\n\n{where(values)}."
 

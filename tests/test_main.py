@@ -112,8 +112,10 @@ def photos(tmp_path_factory):
 
 
 def test_a_whole_run_leaves_its_results(tmp_path, photos):
-    process = call(f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK)
+    compiled = tmp_path / "compiled"
+    process = call(f"--workdir={tmp_path}", f"--dataset={photos}", f"--compilation_cache={compiled}", *QUICK)
     assert process.returncode == 0, process.stderr
+    assert list(compiled.iterdir())
     assert "top-1 error" in process.stdout.splitlines()[-2]
     result = json.loads((tmp_path / "result.json").read_text())
     assert set(result) == {

@@ -131,6 +131,17 @@ def test_images_kept_on_the_devices_give_the_same_numbers(config, tmp_path, devi
     jax.tree.map(np.testing.assert_array_equal, read, kept)
 
 
+def test_in_bfloat16_the_losses_are_near_and_what_is_kept_is_float32(config, tmp_path):
+    found = []
+    for precision in ("float32", "bfloat16"):
+        workdir = tmp_path / precision
+        train.train_and_evaluate(dataclasses.replace(config, precision=precision, epochs=1.0), workdir, devices=ONE)
+        found.append(list(losses(workdir).values()))
+        assert {leaf.dtype for leaf in jax.tree.leaves(final_params(workdir))} == {np.dtype(np.float32)}
+    assert found[0] != found[1]
+    np.testing.assert_allclose(found[1], found[0], rtol=0.02)
+
+
 def test_a_run_may_go_on_with_another_cache(config, tmp_path):
     train.train_and_evaluate(config, tmp_path, devices=ONE)
     again = dataclasses.replace(config, cache="device", cache_budget=1.0)
