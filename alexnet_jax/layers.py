@@ -53,10 +53,7 @@ def conv2d(
 
 @jax.custom_vjp
 def dense(x: Float[Array, "n inputs"], kernel: Float[Array, "inputs features"]) -> Float[Array, "n features"]:
-    """x · kernel.
-
-    On CPU its own gradient: Eigen multiplies by the transposed kernel several times slower from the right.
-    """
+    """x · kernel."""
     return x @ kernel
 
 
@@ -65,11 +62,51 @@ def _dense_forward(x: Array, kernel: Array) -> tuple[Array, tuple]:
 
 
 def _dense_backward(saved: tuple, gradient: Array) -> tuple[Array, Array]:
+    """(gradient · kernelᵀ, xᵀ · gradient).
+
+    On CPU the first as (kernel · gradientᵀ)ᵀ, since Eigen multiplies by a transposed kernel several times slower from
+    the right; and before the second, since XLA would copy a kernel which the update might overwrite too early.
+    """
     x, kernel = saved
-    return on_its_own(lambda kernel, gradient: kernel @ gradient.T, kernel, gradient).T, x.T @ gradient
+    of_x, gradient = on_its_own(lambda of_x, gradient: (of_x.T, gradient), kernel @ gradient.T, gradient)
+    return of_x, x.T @ gradient
 
 
 dense.defvjp(_dense_forward, _dense_backward)
+
+
+@jax.custom_vjp
+def add_bias(
+    x: Float[Array, "n *places features"], bias: Float[Array, "features"]
+) -> Float[Array, "n *places features"]:
+    """x + bias, the same at every place."""
+    return x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, None]:
+    return add_bias(x, bias), None
+
+
+def _add_bias_backward(_: None, gradient: Array) -> tuple[Array, Array]:
+    """(gradient, its sum over batch and places): over the batch by a product, ten times faster than XLA's sums on CPU.
+
+    On its own, since else the gradient would be computed twice, for this sum and for the layer's kernel.
+    """
+
+    wide = _wide_type(gradient)
+
+    def with_sum(gradient: Array) -> tuple[Array, Array]:
+        over_batch = lax.platform_dependent(
+            gradient.reshape(len(gradient), -1),
+            cpu=lambda g: jnp.matmul(jnp.ones(len(g), g.dtype), g, preferred_element_type=wide),
+            default=lambda g: g.sum(0, dtype=wide),
+        )
+        return gradient, over_batch.reshape(-1, gradient.shape[-1]).sum(0).astype(gradient.dtype)
+
+    return on_its_own(with_sum, gradient)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 def local_response_norm(
@@ -101,10 +138,7 @@ def _normalize_forward(x: Array, *parameters: Any) -> tuple[Array, Array]:
 def _normalize_backward(
     size: int, k: float, alpha: float, beta: float, groups: int, x: Array, gradient: Array
 ) -> tuple[Array]:
-    """With d = k + α Σ a² and b = a d^-β:  ∂L/∂a_i = g_i d_i^-β - 2αβ a_i Σ_{|j - i| ≤ size // 2} g_j a_j d_j^(-β-1).
-
-    d is computed again: faster than fetching it from memory.
-    """
+    """With d = k + α Σ a² and b = a d^-β:  ∂L/∂a_i = g_i d_i^-β - 2αβ a_i Σ_{|j-i| ≤ size // 2} g_j a_j d_j^(-β-1)."""
     a, g = _wide(x), _wide(gradient)
     d = k + alpha * _sum_of_neighbors(jnp.square(a), size, groups)
     scale = _power(d, -beta)
@@ -118,14 +152,18 @@ _normalize_by_channels.defvjp(_normalize_forward, _normalize_backward)
 def _sum_of_neighbors(x: Array, size: int, groups: int) -> Array:
     """Of each channel: the sum over the `size` channels around it, of its own group."""
     grouped = x.reshape(*x.shape[:-1], groups, -1)
-    padded = jnp.pad(grouped, [(0, 0)] * (grouped.ndim - 1) + [(size // 2, size // 2)])
-    shifted = [lax.slice_in_dim(padded, i, i + grouped.shape[-1], axis=-1) for i in range(size)]
-    return functools.reduce(jnp.add, shifted).reshape(x.shape)
+    window = (1,) * (grouped.ndim - 1) + (size,)
+    padding = [(0, 0)] * (grouped.ndim - 1) + [(size // 2, size // 2)]
+    return lax.reduce_window(grouped, 0.0, lax.add, window, (1,) * grouped.ndim, padding).reshape(x.shape)
 
 
 def _wide(x: Array) -> Array:
     """In float32, if it was narrower: squares of bfloat16 would lose what the sums are about."""
-    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+    return x.astype(_wide_type(x))
+
+
+def _wide_type(x: Array) -> jnp.dtype:
+    return jnp.dtype(jnp.float32) if x.dtype.itemsize < 4 else x.dtype
 
 
 def _power(x: Array, exponent: float) -> Array:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key
 from alexnet_jax.architectures import ARCHITECTURES as ARCHITECTURES  # also to be found here
 from alexnet_jax.architectures import PAPER, Conv, Dense, Layers, check, named
 from alexnet_jax.augment import image_keys
+from alexnet_jax.layers import add_bias
 
 
 class _Layer(nn.Module):
@@ -28,8 +29,7 @@ class _Layer(nn.Module):
         layer = self.layer
         kernel = self.param("kernel", nn.initializers.normal(layer.std), layer.kernel_shape(x.shape), jnp.float32)
         bias = self.param("bias", nn.initializers.constant(layer.bias), (layer.features,), jnp.float32)
-        x = layer(x, kernel.astype(self.dtype))
-        x = x + bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        x = add_bias(layer(x, kernel.astype(self.dtype)), bias.astype(self.dtype))
         for number, step in enumerate(layer.then):
             x = step(x, _fold_in(key, number)) if _is_random(step) else step(x)
         return x

@@ -105,6 +105,8 @@ def pmap_step(
 
 def mean(tree: PyTree) -> PyTree:
     """Inside a step: the mean over the devices."""
+    if lax.axis_size(AXIS) == 1 and not jax.config.values["jax_disable_jit"]:  # `vmap` insists on a mean
+        return tree  # which XLA would copy
     return lax.pmean(tree, AXIS)
 
 

@@ -252,6 +252,21 @@ def test_dense_and_its_gradients(n, inputs, features, seed):
     check_gradients(layers.dense, oracle, normal(seed, n, inputs), normal(seed + 1, inputs, features))
 
 
+@anything
+@given(st.integers(1, 70), st.integers(0, 2), st.integers(1, 33), st.integers(1, 9), st.integers(0, 99))
+def test_bias_and_its_gradient(n, axes, length, features, seed):
+    def oracle(g, x, bias):
+        return x + bias, g, g.reshape(-1, features).sum(0)
+
+    x = normal(seed, n, *[length] * axes, features)
+    check_gradients(layers.add_bias, oracle, x, normal(seed + 1, features))
+
+
+def test_the_gradient_of_a_bfloat16_bias_is_summed_in_float32():
+    gradient = jax.vjp(layers.add_bias, jnp.zeros((300, 9, 2), jnp.bfloat16), jnp.zeros(2, jnp.bfloat16))[1]
+    np.testing.assert_array_equal(gradient(jnp.ones((300, 9, 2), jnp.bfloat16))[1], jnp.full(2, 2700, jnp.bfloat16))
+
+
 def conv2d_gradients(stride, padding, groups):
     def oracle(g, x, kernel):
         padded = np.pad(x, ((0, 0), padding, padding, (0, 0)))
