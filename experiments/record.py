@@ -36,3 +36,18 @@ def save(name: str, **values: Any) -> Path:
     file.write_text(json.dumps(log, indent=1) + "\n")
     print(f"written: {file}")
     return file
+
+
+def log(name: str) -> dict[str, Any]:
+    """What `save` wrote."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def where(values: dict[str, Any]) -> str:
+    machine = values["machine"]
+    return f"{machine['cores']} cores of an {machine['processor']}, jax {values['versions']['jax']}, {values['date']}"
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

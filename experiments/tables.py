@@ -4,14 +4,14 @@ python experiments/tables.py            writes them
 python experiments/tables.py --check    says whether they differ from the logs
 """
 
-import json
 import math
 import re
+import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
-from alexnet_jax import PAPER, summary
+import speed_tables
+from record import log, table, where
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -20,20 +20,6 @@ PAGES = (
     ROOT / "docs" / "imagenet.md",
     ROOT / "docs" / "speed.md",
 )
-
-
-def log(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
-
-
-def where(values: dict[str, Any]) -> str:
-    machine = values["machine"]
-    return f"{machine['cores']} cores of an {machine['processor']}, jax {values['versions']['jax']}, {values['date']}"
-
-
-def table(header: list[str], rows: list[list[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def first_runs() -> str:
@@ -110,50 +96,6 @@ def two_gpus() -> str:
     )
 
 
-def jpeg_decoders() -> str:
-    values = log("jpeg_decoders")
-    rows = [[name, values["decoder_versions"][name], f"{rate:,}"] for name, rate in values["images_per_second"].items()]
-    note = f"{values['images']} images of {values['mean_bytes'] / 1000:.0f} kB, one core; {where(values)}."
-    return f"{table(['library', 'version', 'images/s'], rows)}\n\n{note}"
-
-
-def prepare_speed() -> str:
-    values = log("prepare_speed")
-    rows = []
-    for rates in values["rates"]:
-        seconds = [f"{seconds:.0f} s" for seconds in rates["seconds"].values()]
-        rows.append([rates["workers"], f"{rates['images_per_second']:,}", *seconds])
-    sizes = [f"{int(images):,} images" for images in values["largest_process_mb"]]
-    memory = [f"{peak} MB" for peak in values["largest_process_mb"].values()]
-    note = (
-        f"JPEGs of 500 × 375, {values['photographs']} photographs repeated, "
-        f"{values['mean_source_bytes'] / 1000:.0f} kB. The largest process took "
-        f"{' and '.join(f'{peak} for {size}' for peak, size in zip(memory, sizes, strict=True))}; {where(values)}."
-    )
-    return f"{table(['worker processes', 'images/s without start-up', *sizes], rows)}\n\n{note}"
-
-
-def input_speed() -> str:
-    values = log("input_speed")
-    medians = {(r["encoding"], r["reader"], r["workers"]): r["median"] for r in values["images_per_second"]}
-    workers = sorted({of for _, _, of in medians})
-    rows, notes = [], []
-    for encoding in ("jpeg", "raw"):
-        best: dict[bool, int] = {}
-        for reader in dict.fromkeys(reader for of, reader, _ in medians if of == encoding):
-            rates = [medians[encoding, reader, of] for of in workers]
-            rows.append([encoding, reader, *(f"{rate:,}" for rate in rates)])
-            if reader != "alexnet_jax, not decoded":
-                ours = reader == "alexnet_jax"
-                best[ours] = max(best.get(ours, 0), *rates)
-        notes.append(f"{encoding}: {best[True] / best[False]:.2f} times the DataLoader's best.")
-    versions = ", ".join(f"{name} {version}" for name, version in values["other_versions"].items())
-    kilobytes = ", ".join(f"{encoding} {size / 1000:.0f} kB" for encoding, size in values["mean_bytes"].items())
-    notes.append(f"256 × 256 pixels ({kilobytes}), batches of {values['batch_size']}; {where(values)}, {versions}.")
-    header = ["images/s", "read by", *(f"{of} workers" if of > 1 else "1 worker" for of in workers)]
-    return f"{table(header, rows)}\n\n{' '.join(notes)}"
-
-
 def kills() -> str:
     values = log("kills")
     row = [
@@ -174,126 +116,39 @@ def kills() -> str:
     return f"{table(header, [row])}\n\nAgainst the run that was left alone, bit for bit; {where(values)}."
 
 
-def throughput() -> str:
-    rows, notes = [], []
-    for platform in ("cpu", "gpu"):
-        if not (ROOT / "experiments" / "results" / f"throughput_{platform}.json").exists():
-            notes.append(f"Not measured on a {platform.upper()}.")
-            continue
-        values = log(f"throughput_{platform}")
-        for row in values["rows"]:
-            rates = {name: of["images_per_second"] for name, of in row["results"].items()}
-            best = max(rate for name, rate in rates.items() if name.startswith("PyTorch"))
-            rows.append(
-                [
-                    f"{'training' if row['task'] == 'train' else 'inference'}, `{row['table']}`",
-                    f"{row['precision']}, {row['batch']}",
-                    *(f"{rate:,.1f}" if rate < 100 else f"{rate:,.0f}" for rate in rates.values()),
-                    f"{rates['alexnet_jax'] / best:.2f}",
-                    f"{rates['alexnet_jax'] / rates['obvious Flax']:.1f}",
-                    f"{row['results']['alexnet_jax']['model_tflops'] / values['ceiling_tflops'][row['precision']]:.0%}",
-                ]
-            )
-        ceilings = ", ".join(f"{rate:.3f} TFLOP/s in {name}" for name, rate in values["ceiling_tflops"].items())
-        notes.append(
-            f"{platform.upper()}: interleaved, medians; matrix products reach {ceilings}; {where(values)}, "
-            f"PyTorch {values['torch']}."
-        )
-    header = [
-        "images/s", "precision, batch", *rates, "× PyTorch's best", "× obvious Flax", "of matrix products' rate"
-    ]  # fmt: skip
-    return f"{table(header, rows)}\n\n{' '.join(notes)}"
+def precision() -> str:
+    values = log("precision")
+    runs = {name: [run for run in values["runs"] if run["precision"] == name] for name in ("float32", "bfloat16")}
+    epochs = list(runs["float32"][0]["loss"])
+    losses = {name: [[run["loss"][epoch] for run in of] for epoch in epochs] for name, of in runs.items()}
 
+    def cell(found: list[float], form: str = ".3f") -> str:
+        return f"{statistics.mean(found):{form}} ± {statistics.stdev(found):{form}}"
 
-def throughput_costs() -> str:
-    values = log("throughput_cpu")
-    rows = [
-        [
-            f"{'training' if row['task'] == 'train' else 'inference'}, `{row['table']}`",
-            f"{row['precision']}, {row['batch']}",
-            name,
-            f"{of['compile_seconds']:.1f} s",
-            f"{of['first_step_seconds']:.1f} s",
-            f"{of['peak_mb']:,.0f} MB",
-            f"{of['slowest_and_fastest'][0]:,.1f}–{of['slowest_and_fastest'][1]:,.1f}",
-        ]
-        for row in values["rows"]
-        for name, of in row["results"].items()
-    ]
-    header = ["", "precision, batch", "", "compiling", "until the first step is done", "peak memory of the process",
-              "images/s, slowest and fastest"]  # fmt: skip
-    return f"{table(header, rows)}\n\n{where(values)}."
-
-
-def feeding() -> str:
-    header = ["images/s", "device", "batch", "type"]
-    rows: list[list[Any]] = []
-    notes = []
-    for platform in ("cpu", "gpu"):
-        if not (ROOT / "experiments" / "results" / f"feeding_{platform}.json").exists():
-            notes.append(f"Not measured on a {platform.upper()}.")
-            continue
-        values = log(f"feeding_{platform}")
-        rates = values["images_per_second"]
-        header = [*header[:4], *rates]
-        rows.append([f"`{values['architecture']}`", values["device"], values["batch_size"], values["dtype"]])
-        rows[-1] += [f"{rate:,.1f} ({100 * rate / rates['synthetic']:.0f} %)" for rate in rates.values()]
-        notes.append(f"{where(values)}.")
-    return f"{table(header, rows)}\n\n{' '.join(notes)}"
-
-
-def imagenet_plan() -> str:
-    """What 1.28 million images ask for, from what was measured on fewer."""
-    prepared, read = log("prepare_speed"), log("input_speed")
-    images = {"train": 1_281_167, "validation": 50_000}
-    most = max(prepared["rates"], key=lambda rates: rates["workers"])
-    per_core = most["images_per_second"] / most["workers"]
-    rows = [
-        [
-            cores,
-            f"{sum(images.values()) / per_core / cores / 60:.0f} min",
-            f"{per_core * cores * 155e9 / sum(images.values()) / 1e6:,.0f} MB/s",
-        ]
-        for cores in (2, 8, 16, 32)
-    ]
-    times = table(["cores", "prepare", "read by it"], rows)
-
-    def best(encoding: str, reader: str = "alexnet_jax") -> int:
-        return max(r["median"] for r in read["images_per_second"] if (r["encoding"], r["reader"]) == (encoding, reader))
-
-    of_core = {encoding: best(encoding) / read["machine"]["cores"] for encoding in ("jpeg", "raw")}
-    sizes = prepared["bytes_per_image"]
-    rows = [[encoding, f"{sum(images.values()) * sizes[encoding] / 1e9:.0f} GB", f"{of_core[encoding]:,.0f}"]
-            for encoding in sizes]  # fmt: skip
-    disk = table(["encoding", "disk", "images/s read by a core"], rows)
-
-    # Forward, and twice as much backward; a multiplication and an addition.
-    operations = 3 * 2 * sum(row.multiply_adds for row in summary(PAPER))
-    at_most = best("jpeg", "alexnet_jax, not decoded")
+    shown = [epoch for epoch in ("0.5", "1.0", "2.0", "4.0", "7.0", epochs[-1]) if epoch in epochs]
     rows = []
-    for gpus, rate in ((gpus, rate) for gpus in (1, 8) for rate in (50, 100, 200)):
-        needed = gpus * rate * 1e12 / operations
-        rows.append(
-            [
-                f"{gpus}, each at {rate} TFLOP/s",
-                f"{needed:,.0f}",
-                f"{90 * images['train'] / needed / 60:.0f} min",
-                f"{math.ceil(needed / of_core['jpeg'])}",
-                *(f"{needed * sizes[encoding] / 1e9:.1f} GB/s" for encoding in ("jpeg", "raw")),
-                math.ceil(needed / at_most),
-            ]
-        )
-    header = ["GPUs", "images/s", "90 epochs", "cores for jpeg", "reading jpeg", "reading raw", "processes"]
-    return (
-        f"{times}\n\n{disk}\n\n{table(header, rows)}\n\nOne process reads {at_most:,} images/s at most. {where(read)}."
+    for name, of in runs.items():
+        error = cell([100 * run["top1_error"] for run in of], ".1f")
+        rows.append([name, *(cell(losses[name][epochs.index(epoch)]) for epoch in shown), f"{error} %"])
+    apart = [
+        abs(statistics.mean(a) - statistics.mean(b)) for a, b in zip(losses["float32"], losses["bfloat16"], strict=True)
+    ]
+    noise = [statistics.stdev(of) for of in losses["float32"]]
+    note = (
+        f"Training loss, mean of half an epoch; {len(runs['float32'])} seeds, mean ± standard deviation. The two "
+        f"precisions' means are {statistics.mean(apart):.3f} apart on average over the {len(epochs)} half epochs, "
+        f"where the seeds' standard deviation in float32 is {statistics.mean(noise):.3f}; {where(values)}."
     )
+    header = ["loss after epoch", *(f"{float(epoch):g}" for epoch in shown), "top-1 error, validation"]
+    return f"{table(header, rows)}\n\n{note}"
 
 
 TABLES = {
     of.__name__: of
     for of in (
-        first_runs, first_steps, two_gpus, jpeg_decoders, prepare_speed, input_speed, kills, throughput,
-        throughput_costs, feeding, imagenet_plan,
+        first_runs, first_steps, two_gpus, kills, precision,
+        speed_tables.jpeg_decoders, speed_tables.prepare_speed, speed_tables.input_speed, speed_tables.feeding,
+        speed_tables.imagenet_plan, speed_tables.throughput, speed_tables.throughput_costs, speed_tables.breakdown, speed_tables.startup,
     )
 }  # fmt: skip
 

@@ -1,0 +1,202 @@
+"""The tables of how fast things are, from the logs in results/; tables.py writes them."""
+
+import math
+from typing import Any
+
+from record import RESULTS, log, table, where
+
+from alexnet_jax import PAPER, summary
+
+
+def jpeg_decoders() -> str:
+    values = log("jpeg_decoders")
+    rows = [[name, values["decoder_versions"][name], f"{rate:,}"] for name, rate in values["images_per_second"].items()]
+    note = f"{values['images']} images of {values['mean_bytes'] / 1000:.0f} kB, one core; {where(values)}."
+    return f"{table(['library', 'version', 'images/s'], rows)}\n\n{note}"
+
+
+def prepare_speed() -> str:
+    values = log("prepare_speed")
+    rows = []
+    for rates in values["rates"]:
+        seconds = [f"{seconds:.0f} s" for seconds in rates["seconds"].values()]
+        rows.append([rates["workers"], f"{rates['images_per_second']:,}", *seconds])
+    sizes = [f"{int(images):,} images" for images in values["largest_process_mb"]]
+    memory = [f"{peak} MB" for peak in values["largest_process_mb"].values()]
+    note = (
+        f"JPEGs of 500 × 375, {values['photographs']} photographs repeated, "
+        f"{values['mean_source_bytes'] / 1000:.0f} kB. The largest process took "
+        f"{' and '.join(f'{peak} for {size}' for peak, size in zip(memory, sizes, strict=True))}; {where(values)}."
+    )
+    return f"{table(['worker processes', 'images/s without start-up', *sizes], rows)}\n\n{note}"
+
+
+def input_speed() -> str:
+    values = log("input_speed")
+    medians = {(r["encoding"], r["reader"], r["workers"]): r["median"] for r in values["images_per_second"]}
+    workers = sorted({of for _, _, of in medians})
+    rows, notes = [], []
+    for encoding in ("jpeg", "raw"):
+        best: dict[bool, int] = {}
+        for reader in dict.fromkeys(reader for of, reader, _ in medians if of == encoding):
+            rates = [medians[encoding, reader, of] for of in workers]
+            rows.append([encoding, reader, *(f"{rate:,}" for rate in rates)])
+            if reader != "alexnet_jax, not decoded":
+                ours = reader == "alexnet_jax"
+                best[ours] = max(best.get(ours, 0), *rates)
+        notes.append(f"{encoding}: {best[True] / best[False]:.2f} times the DataLoader's best.")
+    versions = ", ".join(f"{name} {version}" for name, version in values["other_versions"].items())
+    kilobytes = ", ".join(f"{encoding} {size / 1000:.0f} kB" for encoding, size in values["mean_bytes"].items())
+    notes.append(f"256 × 256 pixels ({kilobytes}), batches of {values['batch_size']}; {where(values)}, {versions}.")
+    header = ["images/s", "read by", *(f"{of} workers" if of > 1 else "1 worker" for of in workers)]
+    return f"{table(header, rows)}\n\n{' '.join(notes)}"
+
+
+def throughput() -> str:
+    rows, notes = [], []
+    for platform in ("cpu", "gpu"):
+        if not (RESULTS / f"throughput_{platform}.json").exists():
+            notes.append(f"Not measured on a {platform.upper()}.")
+            continue
+        values = log(f"throughput_{platform}")
+        for row in values["rows"]:
+            rates = {name: of["images_per_second"] for name, of in row["results"].items()}
+            best = max(rate for name, rate in rates.items() if name.startswith("PyTorch"))
+            rows.append(
+                [
+                    f"{'training' if row['task'] == 'train' else 'inference'}, `{row['table']}`",
+                    f"{row['precision']}, {row['batch']}",
+                    *(f"{rate:,.1f}" if rate < 100 else f"{rate:,.0f}" for rate in rates.values()),
+                    f"{rates['alexnet_jax'] / best:.2f}",
+                    f"{rates['alexnet_jax'] / rates['obvious Flax']:.1f}",
+                    f"{row['results']['alexnet_jax']['model_tflops'] / values['ceiling_tflops'][row['precision']]:.0%}",
+                ]
+            )
+        ceilings = ", ".join(f"{rate:.3f} TFLOP/s in {name}" for name, rate in values["ceiling_tflops"].items())
+        notes.append(
+            f"{platform.upper()}: interleaved, medians; matrix products reach {ceilings}; {where(values)}, "
+            f"PyTorch {values['torch']}."
+        )
+    header = [
+        "images/s", "precision, batch", *rates, "× PyTorch's best", "× obvious Flax", "of matrix products' rate"
+    ]  # fmt: skip
+    return f"{table(header, rows)}\n\n{' '.join(notes)}"
+
+
+def throughput_costs() -> str:
+    values = log("throughput_cpu")
+    rows = [
+        [
+            f"{'training' if row['task'] == 'train' else 'inference'}, `{row['table']}`",
+            f"{row['precision']}, {row['batch']}",
+            name,
+            f"{of['compile_seconds']:.1f} s",
+            f"{of['first_step_seconds']:.1f} s",
+            f"{of['peak_mb']:,.0f} MB",
+            f"{of['slowest_and_fastest'][0]:,.1f}–{of['slowest_and_fastest'][1]:,.1f}",
+        ]
+        for row in values["rows"]
+        for name, of in row["results"].items()
+    ]
+    header = ["", "precision, batch", "", "compiling", "until the first step is done", "peak memory of the process",
+              "images/s, slowest and fastest"]  # fmt: skip
+    return f"{table(header, rows)}\n\n{where(values)}."
+
+
+def breakdown() -> str:
+    values = log("breakdown_cpu")
+    ceiling = values["ceiling_tflops"] * 1e12
+    kinds = list(values["layers"][0]["seconds"])
+    rows = []
+    for layer in values["layers"]:
+        ideal = 1e9 * layer["gflop_of_each_product"] / ceiling
+        cells = []
+        for kind, of in layer["seconds"].items():
+            share = "" if kind.startswith("steps") else f" ({ideal / of:.0%})" if of else ""
+            cells.append(f"{1e3 * of:.0f}{share}" if of else "")
+        rows.append([layer["layer"], *cells, f"{1e3 * sum(layer['seconds'].values()):.0f}"])
+    sums = [sum(layer["seconds"][kind] for layer in values["layers"]) for kind in kinds]
+    rows.append(["all layers", *(f"{1e3 * of:.0f}" for of in sums), f"{1e3 * sum(sums):.0f}"])
+    rows += [[name, *[""] * len(kinds), f"{1e3 * of:.0f}"] for name, of in values["others"].items()]
+    total = sum(sums) + sum(values["others"].values())
+    note = (
+        f"Milliseconds at batch {values['batch']}, float32; in brackets, of the rate of matrix products "
+        f"({values['ceiling_tflops']:.3f} TFLOP/s). The parts add up to {total:.2f} s, each timed alone; the whole "
+        f"step takes {values['whole_step']:.2f} s; {where(values)}."
+    )
+    return f"{table(['', *kinds, 'together'], rows)}\n\n{note}"
+
+
+def startup() -> str:
+    values = log("startup")
+    imports = ", ".join(f"`{name}` {of:.1f} s" for name, of in values["import_seconds"].items())
+    runs = values["one_step_run_seconds"]
+    return (
+        f"Imports: {imports}. A run of one step, evaluation and pictures included: {runs['without']:.0f} s; "
+        f"with `--compilation_cache` {runs['first with']:.0f} s the first time and {runs['second with']:.0f} s from "
+        f"then on; {where(values)}."
+    )
+
+
+def feeding() -> str:
+    header = ["images/s", "device", "batch", "type"]
+    rows: list[list[Any]] = []
+    notes = []
+    for platform in ("cpu", "gpu"):
+        if not (RESULTS / f"feeding_{platform}.json").exists():
+            notes.append(f"Not measured on a {platform.upper()}.")
+            continue
+        values = log(f"feeding_{platform}")
+        rates = values["images_per_second"]
+        header = [*header[:4], *rates]
+        rows.append([f"`{values['architecture']}`", values["device"], values["batch_size"], values["dtype"]])
+        rows[-1] += [f"{rate:,.1f} ({100 * rate / rates['synthetic']:.0f} %)" for rate in rates.values()]
+        notes.append(f"{where(values)}.")
+    return f"{table(header, rows)}\n\n{' '.join(notes)}"
+
+
+def imagenet_plan() -> str:
+    """What 1.28 million images ask for, from what was measured on fewer."""
+    prepared, read = log("prepare_speed"), log("input_speed")
+    images = {"train": 1_281_167, "validation": 50_000}
+    most = max(prepared["rates"], key=lambda rates: rates["workers"])
+    per_core = most["images_per_second"] / most["workers"]
+    rows = [
+        [
+            cores,
+            f"{sum(images.values()) / per_core / cores / 60:.0f} min",
+            f"{per_core * cores * 155e9 / sum(images.values()) / 1e6:,.0f} MB/s",
+        ]
+        for cores in (2, 8, 16, 32)
+    ]
+    times = table(["cores", "prepare", "read by it"], rows)
+
+    def best(encoding: str, reader: str = "alexnet_jax") -> int:
+        return max(r["median"] for r in read["images_per_second"] if (r["encoding"], r["reader"]) == (encoding, reader))
+
+    of_core = {encoding: best(encoding) / read["machine"]["cores"] for encoding in ("jpeg", "raw")}
+    sizes = prepared["bytes_per_image"]
+    rows = [[encoding, f"{sum(images.values()) * sizes[encoding] / 1e9:.0f} GB", f"{of_core[encoding]:,.0f}"]
+            for encoding in sizes]  # fmt: skip
+    disk = table(["encoding", "disk", "images/s read by a core"], rows)
+
+    # Forward, and twice as much backward; a multiplication and an addition.
+    operations = 3 * 2 * sum(row.multiply_adds for row in summary(PAPER))
+    at_most = best("jpeg", "alexnet_jax, not decoded")
+    rows = []
+    for gpus, rate in ((gpus, rate) for gpus in (1, 8) for rate in (50, 100, 200)):
+        needed = gpus * rate * 1e12 / operations
+        rows.append(
+            [
+                f"{gpus}, each at {rate} TFLOP/s",
+                f"{needed:,.0f}",
+                f"{90 * images['train'] / needed / 60:.0f} min",
+                f"{math.ceil(needed / of_core['jpeg'])}",
+                *(f"{needed * sizes[encoding] / 1e9:.1f} GB/s" for encoding in ("jpeg", "raw")),
+                math.ceil(needed / at_most),
+            ]
+        )
+    header = ["GPUs", "images/s", "90 epochs", "cores for jpeg", "reading jpeg", "reading raw", "processes"]
+    return (
+        f"{times}\n\n{disk}\n\n{table(header, rows)}\n\nOne process reads {at_most:,} images/s at most. {where(read)}."
+    )
