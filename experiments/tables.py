@@ -10,8 +10,10 @@ import statistics
 import sys
 from pathlib import Path
 
-import speed_tables
 from record import log, table, where
+from speed_tables import (
+    breakdown, feeding, imagenet_plan, input_speed, jpeg_decoders, prepare_speed, startup, throughput, throughput_costs,
+)  # fmt: skip
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -146,9 +148,8 @@ def precision() -> str:
 TABLES = {
     of.__name__: of
     for of in (
-        first_runs, first_steps, two_gpus, kills, precision,
-        speed_tables.jpeg_decoders, speed_tables.prepare_speed, speed_tables.input_speed, speed_tables.feeding,
-        speed_tables.imagenet_plan, speed_tables.throughput, speed_tables.throughput_costs, speed_tables.breakdown, speed_tables.startup,
+        first_runs, first_steps, two_gpus, kills, precision, jpeg_decoders, prepare_speed, input_speed, feeding,
+        imagenet_plan, throughput, throughput_costs, breakdown, startup,
     )
 }  # fmt: skip
 
