@@ -12,7 +12,15 @@ from pathlib import Path
 
 from record import log, table, where
 from speed_tables import (
-    breakdown, feeding, imagenet_plan, input_speed, jpeg_decoders, prepare_speed, startup, throughput, throughput_costs,
+    breakdown,
+    feeding,
+    imagenet_plan,
+    input_speed,
+    jpeg_decoders,
+    prepare_speed,
+    startup,
+    throughput,
+    throughput_costs,
 )  # fmt: skip
 
 ROOT = Path(__file__).parent.parent
