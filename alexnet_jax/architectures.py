@@ -8,7 +8,16 @@ from typing import Any
 
 from jaxtyping import Array
 
-from alexnet_jax.layers import conv2d, dense, dropout, local_response_norm, max_pool, relu, spatial_response_norm
+from alexnet_jax.layers import (
+    conv2d,
+    dense,
+    dropout,
+    local_response_norm,
+    locally_connected,
+    max_pool,
+    relu,
+    spatial_response_norm,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +40,38 @@ class Conv:
     def kernel_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         return (self.window, self.window, input_shape[-1] // self.groups, self.features)
 
+    def bias_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.features,)
+
     def __call__(self, x: Array, kernel: Array) -> Array:
         padding = (self.padding, self.padding) if isinstance(self.padding, int) else self.padding
         return conv2d(x, kernel, stride=self.stride, padding=padding, groups=self.groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """A locally connected layer: as `Conv`, but each place has weights and biases of its own. Not in the paper's
+    network; in those of 2012 for CIFAR-10.
+    """
+
+    features: int
+    window: int
+    padding: int = 0
+    std: float = 0.01
+    bias: float = 0.0
+    then: tuple[Callable, ...] = ()
+
+    def kernel_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        places = [length + 2 * self.padding - self.window + 1 for length in input_shape[1:3]]
+        if min(places) < 1:
+            raise ValueError(f"its window of {self.window} does not fit")
+        return (*places, self.window, self.window, input_shape[-1], self.features)
+
+    def bias_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*self.kernel_shape(input_shape)[:2], self.features)
+
+    def __call__(self, x: Array, kernel: Array) -> Array:
+        return locally_connected(x, kernel, padding=self.padding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +86,20 @@ class Dense:
     def kernel_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         return (math.prod(input_shape[1:]), self.features)
 
+    def bias_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.features,)
+
     def __call__(self, x: Array, kernel: Array) -> Array:
         return dense(x.reshape(len(x), -1), kernel)
 
 
-Layers = tuple[Conv | Dense, ...]
+Layers = tuple[Conv | Local | Dense, ...]
 
 
-def named(layers: Layers) -> dict[str, Conv | Dense]:
-    """The layers under the field's names: conv1 … conv5, fc6, fc7, fc8."""
-    return {
-        f"{'conv' if isinstance(layer, Conv) else 'fc'}{number}": layer for number, layer in enumerate(layers, start=1)
-    }
+def named(layers: Layers) -> dict[str, Conv | Local | Dense]:
+    """The layers under the field's names: conv1 … conv5, fc6, fc7, fc8; and local3, where one is locally connected."""
+    kinds = {Conv: "conv", Local: "local", Dense: "fc"}
+    return {f"{kinds[type(layer)]}{number}": layer for number, layer in enumerate(layers, start=1)}
 
 
 def check(layers: Layers) -> None:
@@ -69,13 +109,13 @@ def check(layers: Layers) -> None:
         for field in ("features", "window", "stride", "groups"):
             if getattr(layer, field, 1) < 1:
                 raise ValueError(f"{name}: {field} is {getattr(layer, field)}; it must be at least 1")
-        if isinstance(layer, Conv):
-            if channels is None:
-                raise ValueError(f"{name}: a convolution cannot follow a dense layer")
+        if not isinstance(layer, Dense) and channels is None:
+            raise ValueError(f"{name}: it cannot follow a dense layer, which has no places")
+        if isinstance(layer, Conv) and channels is not None:
             for what, number in (("input channels", channels), ("features", layer.features)):
                 if number % layer.groups:
                     raise ValueError(f"{name}: {layer.groups} groups do not divide its {number} {what}")
-        channels = layer.features if isinstance(layer, Conv) else None
+        channels = None if isinstance(layer, Dense) else layer.features
 
 
 lrn = functools.partial(local_response_norm, size=5, k=2.0, alpha=1e-4, beta=0.75, groups=2)

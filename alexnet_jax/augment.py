@@ -93,6 +93,7 @@ def training_views(
     size: int,
     color_scale: float | Float[Array, ""],
     chunk_key: Key[Array, "n"] | None = None,
+    reflect: bool = True,
     crop_to_edge: bool = False,
     center_mean: bool = False,
     color_rescale: bool = False,
@@ -100,7 +101,7 @@ def training_views(
     """All of §2 and §4.1 in the paper's order: minus the mean, random patch, reflection, colour.
 
     Args:
-      size: side of the patches. color_scale: as `scale` of `pca_color`.
+      size: side of the patches. color_scale: as `scale` of `pca_color`. reflect: whether there are reflections.
 
     and what the 2012 code did otherwise:
 
@@ -114,7 +115,9 @@ def training_views(
     if chunk_key is not None:
         crop_key, reflection_key, _ = split_each(chunk_key, 3)
     pixels = images if center_mean else subtract_mean(images, mean_image)
-    views = random_reflection(reflection_key, random_crop(crop_key, pixels, size, to_edge=crop_to_edge))
+    views = random_crop(crop_key, pixels, size, to_edge=crop_to_edge)
+    if reflect:
+        views = random_reflection(reflection_key, views)
     if center_mean:
         views = subtract_mean(views, center_view(mean_image[None], size)[0])
     views = pca_color(color_key, views, pca, color_scale)

@@ -95,6 +95,7 @@ class Config:
         0, "side of the patch that the network sees, in pixels (§4.1); 0: the architecture's own, 224 (caffe: 227)",
         minimum=0,
     )  # fmt: skip
+    reflect: bool = option(True, "whether images are mirrored at random (§4.1)")
     crop_to_edge: bool = option(False, "whether patches reach the bottom and right edge: 33 × 33 places, not 32 × 32")
     crop_chunk: int = option(1, "images in a row that share one patch and one reflection", minimum=1)
     center_mean: bool = option(False, "subtract the mean image's centre from every patch, not each pixel's own mean")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from alexnet_jax import parallel
-from alexnet_jax.augment import center_view, subtract_mean
+from alexnet_jax.augment import center_view, subtract_mean, ten_views
 from alexnet_jax.input_pipeline import Batch
 
 
@@ -47,14 +47,24 @@ def count_errors(logits: Float[Array, "n classes"], labels: Int[Array, "n"]) -> 
 
 
 def make_evaluation_step(
-    apply: Callable, mean_image: Float[Array, "size size 3"], crop_size: int
+    apply: Callable, mean_image: Float[Array, "size size 3"], crop_size: int, *, views: int = 1
 ) -> Callable[[PyTree, Batch], dict[str, Array]]:
-    """The step (params, batch) → sums of `count_errors` over all devices, on the centre view of each image."""
+    """The step (params, batch) → sums of `count_errors` over all devices.
+
+    views: 1, the centre of each image, or 10, §4.1's ten, over which the softmax outputs are averaged.
+    """
+
+    def logits(params: PyTree, images: Array) -> Array:
+        return apply({"params": params}, images, train=False)
 
     def evaluation_step(params: PyTree, batch: Batch) -> dict[str, Array]:
-        views = center_view(subtract_mean(jnp.asarray(batch.images), mean_image), crop_size)
-        logits = apply({"params": params}, views, train=False)
-        return parallel.total(count_errors(logits, jnp.asarray(batch.labels)))
+        images = subtract_mean(jnp.asarray(batch.images), mean_image)
+        if views == 1:
+            answers = logits(params, center_view(images, crop_size))
+        else:
+            of_views = [jax.nn.softmax(logits(params, view)) for view in ten_views(images, crop_size)]
+            answers = jnp.log(sum(of_views) / len(of_views))
+        return parallel.total(count_errors(answers, jnp.asarray(batch.labels)))
 
     return evaluation_step
 

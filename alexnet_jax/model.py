@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from alexnet_jax.architectures import ARCHITECTURES as ARCHITECTURES  # also to be found here
-from alexnet_jax.architectures import PAPER, Conv, Dense, Layers, check, named
+from alexnet_jax.architectures import PAPER, Conv, Dense, Layers, Local, check, named
 from alexnet_jax.augment import image_keys
 from alexnet_jax.layers import add_bias
 
@@ -21,14 +21,14 @@ from alexnet_jax.layers import add_bias
 class _Layer(nn.Module):
     """The parameters of one layer (`kernel`, `bias`), and its computation."""
 
-    layer: Conv | Dense
+    layer: Conv | Local | Dense
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Array, key: Array | None) -> Array:
         layer = self.layer
         kernel = self.param("kernel", nn.initializers.normal(layer.std), layer.kernel_shape(x.shape), jnp.float32)
-        bias = self.param("bias", nn.initializers.constant(layer.bias), (layer.features,), jnp.float32)
+        bias = self.param("bias", nn.initializers.constant(layer.bias), layer.bias_shape(x.shape), jnp.float32)
         x = add_bias(layer(x, kernel.astype(self.dtype)), bias.astype(self.dtype))
         for number, step in enumerate(layer.then):
             x = step(x, _fold_in(key, number)) if _is_random(step) else step(x)
@@ -113,14 +113,14 @@ def summary(layers: Layers, image_size: int = 224) -> list[LayerSummary]:
     image: tuple[int, ...] = (1, image_size, image_size, 3)
     shape = image
     for name, layer in named(layers).items():
-        kernel = layer.kernel_shape(shape)
         with _naming(name, image):
+            kernel, bias = layer.kernel_shape(shape), layer.bias_shape(shape)
             out = shape = _shape(layer, shape, kernel)
             for step in layer.then:
                 shape = _shape(functools.partial(step, key=None) if _is_random(step) else step, shape)
-        weights = math.prod(kernel)
-        positions = math.prod(out[1:-1])
-        rows.append(LayerSummary(name, shape[1:], positions * out[-1], weights + layer.features, weights * positions))
+        weights, positions = math.prod(kernel), math.prod(out[1:-1])
+        multiply_adds = weights * (positions if isinstance(layer, Conv) else 1)  # whose weights are used at each place
+        rows.append(LayerSummary(name, shape[1:], positions * out[-1], weights + math.prod(bias), multiply_adds))
     return rows
 
 

@@ -16,7 +16,7 @@ def sgd(
     learning_rate: optax.ScalarOrSchedule | Mapping[str, optax.ScalarOrSchedule],
     *,
     momentum: float = 0.9,
-    weight_decay: float = 5e-4,
+    weight_decay: float | Mapping[str, float] = 5e-4,
     decay_biases: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """The paper's update rule, §5: v ← m·v - d·ε·w - ε·∂L/∂w; w ← w + v.
@@ -30,17 +30,20 @@ def sgd(
       learning_rate: ε, a number or a function of the step; or several, by parameter: under "conv1/kernel" for that
         one, under "kernel" or "bias" for all others of the kind. Where ε is 0 nothing moves, whatever its velocity:
         this is how the code of 2012 froze layers.
-      momentum: m. weight_decay: d.
+      momentum: m.
+      weight_decay: d, or several, by parameter in the same way.
       decay_biases: whether biases decay too. The paper makes no exception; in the code of 2012 they do not.
     """
     rates = learning_rate if isinstance(learning_rate, Mapping) else {"kernel": learning_rate, "bias": learning_rate}
+    decays = weight_decay if isinstance(weight_decay, Mapping) else {"kernel": weight_decay, "bias": weight_decay}
+    own = {*rates, *decays}
 
     def rule(name: str) -> optax.GradientTransformationExtraArgs:
-        rate = rates[name]
+        kind = name.rpartition("/")[2]
+        rate, decay = (of[name] if name in of else of[kind] for of in (rates, decays))
         schedule = rate if callable(rate) else optax.constant_schedule(rate)
-        decays = decay_biases or not name.endswith("bias")
         return optax.chain(
-            optax.add_decayed_weights(weight_decay if decays else 0.0),
+            optax.add_decayed_weights(decay if decay_biases or kind != "bias" else 0.0),
             optax.scale_by_learning_rate(schedule),
             _scale_by_argument(),
             optax.trace(decay=momentum),
@@ -50,11 +53,11 @@ def sgd(
     def names(params: PyTree) -> PyTree:
         def name(path: Sequence[Any], _: Any) -> str:
             keys = [key.key for key in path]
-            return "/".join(keys) if "/".join(keys) in rates else keys[-1]
+            return "/".join(keys) if "/".join(keys) in own else keys[-1]
 
         return jax.tree_util.tree_map_with_path(name, params)
 
-    return optax.partition({name: rule(name) for name in rates}, names)
+    return optax.partition({name: rule(name) for name in sorted(own)}, names)
 
 
 def _scale_by_argument() -> optax.GradientTransformationExtraArgs:

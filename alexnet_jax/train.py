@@ -68,8 +68,8 @@ def make_train_step(
     """
     _, random_key = jax.random.split(jax.random.key(config.seed))
     augment = functools.partial(
-        training_views, mean_image=mean_image, pca=pca, size=config.crop_size, crop_to_edge=config.crop_to_edge,
-        center_mean=config.center_mean, color_rescale=config.color_rescale,
+        training_views, mean_image=mean_image, pca=pca, size=config.crop_size, reflect=config.reflect,
+        crop_to_edge=config.crop_to_edge, center_mean=config.center_mean, color_rescale=config.color_rescale,
     )  # fmt: skip
 
     def color_scale(step: Array) -> float | Array:

@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY
 
 from alexnet_jax import architectures, model
-from alexnet_jax.architectures import ARCHITECTURES, ORIGINAL, PAPER, Conv, Dense, named
+from alexnet_jax.architectures import ARCHITECTURES, ORIGINAL, PAPER, Conv, Dense, Local, named
 
 
 def differences(layers, base):
@@ -181,7 +181,8 @@ def test_with_classes_changes_the_last_layer_only():
         ((Conv(9, 3, groups=2), Dense(2)), "conv1: 2 groups do not divide its 3 input channels"),
         ((Conv(8, 3), Conv(9, 3, groups=2)), "conv2: 2 groups do not divide its 9 features"),
         ((*TINY[:1], Conv(9, 3, groups=3), *TINY[2:]), "conv2: 3 groups do not divide its 8 input channels"),
-        ((Dense(8), Conv(9, 3)), "conv2: a convolution cannot follow a dense layer"),
+        ((Dense(8), Conv(9, 3)), "conv2: it cannot follow a dense layer"),
+        ((Dense(8), Local(9, 3)), "local2: it cannot follow a dense layer"),
         ((Conv(8, 3, stride=0),), "conv1: stride is 0; it must be at least 1"),
         ((Conv(8, 3), Dense(0)), "fc2: features is 0; it must be at least 1"),
     ],

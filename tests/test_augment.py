@@ -76,6 +76,14 @@ def test_training_views_subtract_each_pixels_own_mean():
     np.testing.assert_array_equal(views, np.zeros((4, 32, 32, 3)))
 
 
+def test_without_reflections_no_image_is_mirrored():
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    options = {"mean_image": jnp.zeros((8, 8, 3)), "pca": jnp.zeros((3, 3)), "size": 8, "color_scale": 0.0}
+    views = augment.training_views(jax.random.key(0), jnp.array(images), reflect=False, **options)
+    np.testing.assert_array_equal(views, images)
+    assert not np.array_equal(augment.training_views(jax.random.key(0), jnp.array(images), **options), images)
+
+
 def test_with_center_mean_every_patch_loses_the_same_center_however_it_lies():
     mean = places(40, 40)[0]
     images = jnp.full((64, 40, 40, 3), 200, jnp.uint8)

@@ -80,3 +80,29 @@ def test_the_evaluation_step_sees_the_centre_view_without_the_mean(prepared):
     # Reddish images have the label "red", and so on: without the mean, the mean colour tells.
     assert errors.top1_error == 0
     assert set(seen) == {(10, 32, 32, 3)}
+
+
+def test_ten_views_average_their_softmax_outputs(prepared):
+    dataset = open_dataset(str(prepared))
+    mean = np.asarray(dataset.statistics.mean_image, np.float32)
+    random = np.random.default_rng(0).normal(0, 1e-3, (32 * 32 * 3, 5)).astype(np.float32)
+    devices = jax.devices()[:2]
+
+    def network(variables, images, train):
+        return images.reshape(len(images), -1) @ random
+
+    step = parallel.pmap_step(evaluate.make_evaluation_step(network, jnp.array(mean), 32, views=10), devices)
+    batches = list(input_pipeline.evaluation_batches(dataset, "validation", batch_size=10))
+    errors = evaluate.evaluate(step, PARAMS, (parallel.shard(batch, devices) for batch in batches), 23)
+
+    images = np.concatenate([batch.images for batch in batches])[:23].astype(np.float64) - mean
+    labels = np.concatenate([batch.labels for batch in batches])[:23]
+    total = np.zeros((23, 5))
+    for top, left in ((0, 0), (0, 8), (8, 0), (8, 8), (4, 4)):
+        patch = images[:, top : top + 32, left : left + 32]
+        for view in (patch, patch[:, :, ::-1]):
+            scores = np.exp(view.reshape(23, -1) @ random)
+            total += scores / scores.sum(1, keepdims=True) / 10
+    top1, top5, nll = numpy_counts(np.log(total), labels)
+    assert (errors.top1_error, errors.top5_error) == (top1, top5)
+    assert errors.nll == pytest.approx(nll, rel=1e-5)

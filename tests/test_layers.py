@@ -243,6 +243,50 @@ def test_max_pool_and_its_gradient_also_where_many_are_the_largest(window, strid
     check_gradients(lambda x: layers.max_pool(x, **options), max_pool_gradients(**options), x.astype(np.float32))
 
 
+@pytest.mark.parametrize(
+    ("window", "stride", "size", "outputs"),
+    [(3, 2, (8, 13), (4, 6)), (3, 2, (7, 16), (3, 8)), (2, 4, (7, 8), (2, 2)), (2, 2, (4, 5), (2, 3))],
+)
+def test_average_pool_takes_the_mean_of_what_lies_inside(window, stride, size, outputs):
+    def oracle(g, x):
+        assert g.shape == (2, *outputs, 3)
+        out, gradient = np.zeros(g.shape), np.zeros(x.shape)
+        for i, j in np.ndindex(*outputs):
+            place = np.s_[:, i * stride : i * stride + window, j * stride : j * stride + window]
+            inside = x[place].shape[1] * x[place].shape[2]
+            out[:, i, j] = x[place].mean((1, 2))
+            gradient[place] += g[:, i : i + 1, j : j + 1] / inside
+        return out, gradient
+
+    x = normal(0, 2, *size, 3)
+    check_gradients(lambda x: layers.average_pool(x, window=window, stride=stride), oracle, x)
+
+
+@anything
+@given(
+    st.integers(1, 3), st.integers(0, 2), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_locally_connected_and_its_gradients(window, padding, rows, columns, channels, features, seed):
+    def oracle(g, x, kernel):
+        padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        out, of_x, of_kernel = np.zeros(g.shape), 0 * padded, 0 * kernel
+        for n, i, j, feature in np.ndindex(g.shape):
+            place = np.s_[n, i : i + window, j : j + window]
+            out[n, i, j, feature] = np.sum(padded[place] * kernel[i, j, ..., feature])
+            of_x[place] += g[n, i, j, feature] * kernel[i, j, ..., feature]
+            of_kernel[i, j, ..., feature] += g[n, i, j, feature] * padded[place]
+        height, width = x.shape[1:3]
+        return out, of_x[:, padding : padding + height, padding : padding + width], of_kernel
+
+    height, width = (length + window - 1 - 2 * padding for length in (rows, columns))
+    if min(height, width) < 1:
+        return
+    x = normal(seed, 2, height, width, channels)
+    kernel = normal(seed + 1, rows, columns, window, window, channels, features)
+    check_gradients(lambda x, kernel: layers.locally_connected(x, kernel, padding=padding), oracle, x, kernel)
+
+
 @anything
 @given(st.integers(1, 9), st.integers(1, 65), st.integers(1, 65), st.integers(0, 99))
 def test_dense_and_its_gradients(n, inputs, features, seed):
@@ -260,6 +304,13 @@ def test_bias_and_its_gradient(n, axes, length, features, seed):
 
     x = normal(seed, n, *[length] * axes, features)
     check_gradients(layers.add_bias, oracle, x, normal(seed + 1, features))
+
+
+def test_a_bias_of_each_place_and_its_gradient():
+    def oracle(g, x, bias):
+        return x + bias, g, g.sum(0)
+
+    check_gradients(layers.add_bias, oracle, normal(0, 5, 3, 2, 4), normal(1, 3, 2, 4))
 
 
 def test_the_gradient_of_a_bfloat16_bias_is_summed_in_float32():

@@ -83,6 +83,16 @@ def test_parameters_have_rates_of_their_own():
         np.testing.assert_array_equal(step["conv1"]["kernel"], history[3]["conv1"]["kernel"])
 
 
+def test_parameters_have_decays_of_their_own():
+    decays = {"kernel": 0.0, "bias": 0.0, "fc2/kernel": 3.0}
+    names = ("conv1/kernel", "conv1/bias", "fc2/kernel", "fc2/bias")
+    params, gradients = tensors(4, *names)
+    history = run(optim.sgd({"kernel": 0.01, "bias": 0.02}, weight_decay=decays), params, gradients)
+    for name in names:
+        rate = 0.02 if name.endswith("bias") else 0.01
+        follows(history, params, gradients, name, [rate] * 4, decay=3.0 if name == "fc2/kernel" else 0)
+
+
 def test_rate_scale_multiplies_every_rate():
     params, gradients = tensors(3, "conv1/kernel", "conv1/bias")
     scales = [1.0, 0.1, 0.01]
