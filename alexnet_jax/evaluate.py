@@ -1,6 +1,7 @@
 """§6: exact top-1 and top-5 errors."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -47,24 +48,34 @@ def count_errors(logits: Float[Array, "n classes"], labels: Int[Array, "n"]) -> 
 
 
 def make_evaluation_step(
-    apply: Callable, mean_image: Float[Array, "size size 3"], crop_size: int, *, views: int = 1
+    apply: Callable,
+    mean_image: Float[Array, "size size 3"],
+    crop_size: int,
+    *,
+    views: int = 1,
+    center_mean: bool = False,
 ) -> Callable[[PyTree, Batch], dict[str, Array]]:
     """The step (params, batch) → sums of `count_errors` over all devices.
 
     views: 1, the centre of each image, or 10, §4.1's ten, over which the softmax outputs are averaged.
+    center_mean: as in `augment.training_views`; the centre is the same with and without.
     """
 
-    def logits(params: PyTree, images: Array) -> Array:
-        return apply({"params": params}, images, train=False)
+    def views_of(images: Array) -> Sequence[Array]:
+        if views == 1:
+            return [center_view(subtract_mean(images, mean_image), crop_size)]
+        if center_mean:
+            center = center_view(mean_image[None], crop_size)[0]
+            return [subtract_mean(view, center) for view in ten_views(images, crop_size)]
+        return list(ten_views(subtract_mean(images, mean_image), crop_size))
 
     def evaluation_step(params: PyTree, batch: Batch) -> dict[str, Array]:
-        images = subtract_mean(jnp.asarray(batch.images), mean_image)
-        if views == 1:
-            answers = logits(params, center_view(images, crop_size))
-        else:
-            of_views = [jax.nn.softmax(logits(params, view)) for view in ten_views(images, crop_size)]
-            answers = jnp.log(sum(of_views) / len(of_views))
-        return parallel.total(count_errors(answers, jnp.asarray(batch.labels)))
+        answers = [apply({"params": params}, view, train=False) for view in views_of(jnp.asarray(batch.images))]
+        logits = answers[0]
+        if len(answers) > 1:  # the logarithm of the mean of the softmax outputs
+            logits = jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(of_view) for of_view in answers]), axis=0)
+            logits = logits - math.log(len(answers))
+        return parallel.total(count_errors(logits, jnp.asarray(batch.labels)))
 
     return evaluation_step
 

@@ -82,7 +82,8 @@ def test_the_evaluation_step_sees_the_centre_view_without_the_mean(prepared):
     assert set(seen) == {(10, 32, 32, 3)}
 
 
-def test_ten_views_average_their_softmax_outputs(prepared):
+@pytest.mark.parametrize("center_mean", [False, True])
+def test_ten_views_average_their_softmax_outputs(prepared, center_mean):
     dataset = open_dataset(str(prepared))
     mean = np.asarray(dataset.statistics.mean_image, np.float32)
     random = np.random.default_rng(0).normal(0, 1e-3, (32 * 32 * 3, 5)).astype(np.float32)
@@ -91,16 +92,20 @@ def test_ten_views_average_their_softmax_outputs(prepared):
     def network(variables, images, train):
         return images.reshape(len(images), -1) @ random
 
-    step = parallel.pmap_step(evaluate.make_evaluation_step(network, jnp.array(mean), 32, views=10), devices)
+    step = parallel.pmap_step(
+        evaluate.make_evaluation_step(network, jnp.array(mean), 32, views=10, center_mean=center_mean), devices
+    )
     batches = list(input_pipeline.evaluation_batches(dataset, "validation", batch_size=10))
     errors = evaluate.evaluate(step, PARAMS, (parallel.shard(batch, devices) for batch in batches), 23)
 
-    images = np.concatenate([batch.images for batch in batches])[:23].astype(np.float64) - mean
+    images = np.concatenate([batch.images for batch in batches])[:23].astype(np.float64)
     labels = np.concatenate([batch.labels for batch in batches])[:23]
     total = np.zeros((23, 5))
     for top, left in ((0, 0), (0, 8), (8, 0), (8, 8), (4, 4)):
-        patch = images[:, top : top + 32, left : left + 32]
-        for view in (patch, patch[:, :, ::-1]):
+        patch, own = images[:, top : top + 32, left : left + 32], mean[top : top + 32, left : left + 32]
+        center = mean[4:36, 4:36]  # subtracted from a mirrored patch as it is
+        straight, mirrored = (center, center) if center_mean else (own, own[:, ::-1])
+        for view in (patch - straight, patch[:, :, ::-1] - mirrored):
             scores = np.exp(view.reshape(23, -1) @ random)
             total += scores / scores.sum(1, keepdims=True) / 10
     top1, top5, nll = numpy_counts(np.log(total), labels)

@@ -1,0 +1,121 @@
+"""CIFAR-10 for the experiments: the networks of 2012 as tables, and training that is watched from outside.
+
+The images are prepared by the package at their own size, for example
+
+  python -m alexnet_jax.prepare --source=cifar-10-python.tar.gz --output=cifar10
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from alexnet_jax import AlexNet, Config, input_pipeline, optim, parallel, train
+from alexnet_jax.architectures import Conv, Dense, Layers, Local, local_response_norm, relu
+from alexnet_jax.datasets import Dataset, open_dataset
+from alexnet_jax.evaluate import Errors, evaluate, make_evaluation_step
+from alexnet_jax.layers import average_pool, max_pool
+
+largest = functools.partial(max_pool, window=3, stride=2, ceil_mode=True)
+average = functools.partial(average_pool, window=3, stride=2)
+across_maps = functools.partial(local_response_norm, size=9, k=1.0, alpha=0.001 / 9, beta=0.75)
+
+# layers-19pct.cfg and layers-80sec.cfg of cuda-convnet.
+THREE_CONV: Layers = (
+    Conv(32, 5, padding=2, std=1e-4, then=(relu, largest)),
+    Conv(32, 5, padding=2, std=0.01, then=(relu, average)),
+    Conv(64, 5, padding=2, std=0.01, then=(relu, average)),
+    Dense(10, std=0.01),
+)
+THREE_CONV_TWO_DENSE: Layers = (*THREE_CONV[:3], Dense(64, std=0.1, then=(relu,)), Dense(10, std=0.1))
+
+# layers-conv-local-13pct.cfg; with normalisation alone; and layers-conv-local-11pct.cfg, which differs in more.
+CONV_LOCAL: Layers = (
+    Conv(64, 5, padding=2, std=1e-4, then=(relu, largest)),
+    Conv(64, 5, padding=2, std=0.01, then=(relu, largest)),
+    Local(32, 3, padding=1, std=0.04, then=(relu,)),
+    Local(32, 3, padding=1, std=0.04, then=(relu,)),
+    Dense(10, std=0.01),
+)
+
+
+def with_normalization(layers: Layers) -> Layers:
+    """conv1 normalised after its pooling, conv2 before, as in layers-conv-local-11pct.cfg."""
+    first, second, *others = layers
+    first = dataclasses.replace(first, then=(relu, largest, across_maps))
+    second = dataclasses.replace(second, then=(relu, across_maps, largest))
+    return (first, second, *others)
+
+
+CONV_LOCAL_11: Layers = tuple(
+    dataclasses.replace(layer, features=64) if number == 2 else layer
+    for number, layer in enumerate(with_normalization(CONV_LOCAL))
+)
+
+
+class Run:
+    """One training run, a step at a time, on the images as they lie on the device.
+
+    config: of the package; its dataset and crop_size must be given. rate: of the weights, divided by 10 at the epochs
+    `drops`; that of the biases is twice as high, as in 2012. decay: as in `optim.sgd`.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        config: Config,
+        rate: float,
+        decay: Mapping[str, float] | float = 0.0,
+        drops: Sequence[float] = (),
+    ):
+        self.config = dataclasses.replace(config, cache="device")
+        self.dataset: Dataset = open_dataset(config.dataset)
+        self.steps_per_epoch = len(self.dataset.splits["train"]) / config.batch_size
+        self.devices = parallel.all_devices()
+        self.net = AlexNet(layers, jnp.dtype(config.precision))
+        self.mean_image = jnp.asarray(self.dataset.statistics.mean_image, jnp.float32)
+        pca = jnp.asarray(self.dataset.statistics.color_pca, jnp.float32)
+        steps = [round(epoch * self.steps_per_epoch) for epoch in drops]
+        rates = {"kernel": optim.step_schedule(rate, steps), "bias": optim.step_schedule(2 * rate, steps)}
+        optimizer = optim.sgd(rates, weight_decay=decay, decay_biases=False)
+        step = train.make_train_step(self.net, optimizer, self.mean_image, pca, self.config, self.steps_per_epoch)
+        self._step, self._read = train.with_input(step, self.config, self.dataset, self.devices)
+        state = train.init_state(self.net, optimizer, crop_size=config.crop_size, seed=config.seed)
+        self.state = parallel.replicate(state, self.devices)
+        self._evaluation: dict[str, Any] = {}
+
+    def epochs(self, until: float, every: float) -> Iterator[float]:
+        """Trains to the epoch `until`, and stops every `every` epochs for the caller to look."""
+        total = round(until * self.steps_per_epoch)
+        indices = self._read(self.dataset, self.config.batch_size, self.config.seed, range(total))
+        looks = {round(number * every * self.steps_per_epoch) for number in range(1, round(until / every))} | {total}
+        for step, batch in enumerate(parallel.shard_ahead(indices, self.devices), start=1):
+            self.state, metrics = self._step(self.state, batch)
+            if step in looks:
+                jax.block_until_ready(metrics)
+                yield step / self.steps_per_epoch
+
+    def errors(self, split: str, views: int = 1) -> Errors:
+        """Of the network as it is now, over a whole split."""
+        kind = f"{split}, {views}"
+        if kind not in self._evaluation:  # the images stay on the devices
+            batches = input_pipeline.evaluation_batches(self.dataset, split, batch_size=1000)
+            evaluation_step = make_evaluation_step(self.net.apply, self.mean_image, self.config.crop_size, views=views)
+            step = parallel.pmap_step(evaluation_step, self.devices)
+            self._evaluation[kind] = step, [parallel.shard(batch, self.devices) for batch in batches]
+        step, batches = self._evaluation[kind]
+        return evaluate(step, self.state.params, batches, len(self.dataset.splits[split]))
+
+
+def remembered(file: Path, compute: Callable[[], Any]) -> Any:
+    """What `compute` gave, from the file if it was computed before: long experiments go on where they stopped."""
+    if not file.exists():
+        result = compute()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(result))
+    return json.loads(file.read_text())

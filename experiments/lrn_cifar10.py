@@ -1,0 +1,65 @@
+"""§3.3: "a four-layer CNN achieved a 13% test error rate without normalization and 11% with normalization".
+
+  python experiments/lrn_cifar10.py --dataset=CIFAR10 --workdir=DIR       the recorded schedule, 520 epochs: for a GPU
+  python experiments/lrn_cifar10.py --dataset=CIFAR10 --workdir=DIR --epochs=20      for two cores, about two hours
+
+CIFAR10: as cifar.py says. The networks are the files conv-local-13pct and conv-local-11pct of cuda-convnet; the second
+differs from the first in more than its normalisation (a wider third layer, less decay), so the first with nothing but
+the normalisation is run as well. 24 × 24 crops and reflections, the centre of the mean subtracted, ten views at test.
+Of the epochs, 1/26 are done at a tenth of the rate and as many at a hundredth, as in 2012. Expected with the whole
+schedule: within a point of 13 % and 11 %. What was computed stays in DIR, where a stopped run continues.
+"""
+
+import argparse
+import functools
+from pathlib import Path
+from typing import Any
+
+from cifar import CONV_LOCAL, CONV_LOCAL_11, Run, remembered, with_normalization
+from record import save
+
+from alexnet_jax import Config
+
+DECAYS = {"kernel": 0.0, "bias": 0.0, "local3/kernel": 0.004, "local4/kernel": 0.004, "fc5/kernel": 0.004}
+NETWORKS = {
+    "13 % network": (CONV_LOCAL, DECAYS),
+    "with normalisation alone": (with_normalization(CONV_LOCAL), DECAYS),
+    "11 % network": (CONV_LOCAL_11, {**DECAYS, "fc5/kernel": 0.01}),
+}
+EPOCHS = 520.0  # 350 on four fifths of the images and 150 on all, then 10 and 10
+
+
+def trained(network: str, dataset: str, seed: int, epochs: float) -> dict[str, Any]:
+    """The errors at the end, and of the centre view on the way."""
+    layers, decays = NETWORKS[network]
+    config = Config(dataset=dataset, crop_size=24, crop_to_edge=True, center_mean=True, color_scale=0.0, seed=seed)
+    run = Run(layers, config, 0.001, decays, drops=(epochs * 25 / 26 - epochs / 26, epochs * 25 / 26))
+    curve = []
+    for epoch in run.epochs(epochs, every=max(1.0, epochs / 40)):
+        curve.append([epoch, run.errors("validation").top1_error])
+        print(f"{network}, seed {seed}, epoch {epoch:.1f}: test error {curve[-1][1]:.2%}, one view", flush=True)
+    return {
+        "curve": curve,
+        "top1_error": run.errors("validation").top1_error,
+        "ten_views_top1_error": run.errors("validation", views=10).top1_error,
+        "training_error": run.errors("train").top1_error,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=float, default=EPOCHS)
+    arguments = parser.parse_args()
+    results: dict[str, list[Any]] = {network: [] for network in NETWORKS}
+    for seed in range(arguments.seeds):
+        for network, of in results.items():
+            file = arguments.workdir / f"{network}_{seed}_{arguments.epochs:g}.json"
+            of.append(remembered(file, functools.partial(trained, network, arguments.dataset, seed, arguments.epochs)))
+    save("lrn_cifar10", epochs=arguments.epochs, results=results)
+
+
+if __name__ == "__main__":
+    main()
