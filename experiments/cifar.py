@@ -94,10 +94,12 @@ class Run:
         total = round(until * self.steps_per_epoch)
         indices = self._read(self.dataset, self.config.batch_size, self.config.seed, range(total))
         looks = {round(number * every * self.steps_per_epoch) for number in range(1, round(until / every))} | {total}
+        before = None
         for step, batch in enumerate(parallel.shard_ahead(indices, self.devices), start=1):
             self.state, metrics = self._step(self.state, batch)
+            jax.block_until_ready(before)  # two steps at most are on the way
+            before = metrics
             if step in looks:
-                jax.block_until_ready(metrics)
                 yield step / self.steps_per_epoch
 
     def errors(self, split: str, views: int = 1) -> Errors:
@@ -105,7 +107,9 @@ class Run:
         kind = f"{split}, {views}"
         if kind not in self._evaluation:  # the images stay on the devices
             batches = input_pipeline.evaluation_batches(self.dataset, split, batch_size=1000)
-            evaluation_step = make_evaluation_step(self.net.apply, self.mean_image, self.config.crop_size, views=views)
+            evaluation_step = make_evaluation_step(
+                self.net.apply, self.mean_image, self.config.crop_size, views=views, center_mean=self.config.center_mean
+            )
             step = parallel.pmap_step(evaluation_step, self.devices)
             self._evaluation[kind] = step, [parallel.shard(batch, self.devices) for batch in batches]
         step, batches = self._evaluation[kind]
