@@ -57,9 +57,13 @@ def make_evaluation_step(
 ) -> Callable[[PyTree, Batch], dict[str, Array]]:
     """The step (params, batch) → sums of `count_errors` over all devices.
 
-    views: 1, the centre of each image, or 10, §4.1's ten, over which the softmax outputs are averaged.
+    views: 1, the centre of each image, or 10, §4.1's ten, over which the softmax outputs are averaged. Raises
+    ValueError for another number.
     center_mean: as in `augment.training_views`; the centre is the same with and without.
     """
+
+    if views not in (1, 10):
+        raise ValueError(f"{views} views: there are 1 and 10")
 
     def views_of(images: Array) -> Sequence[Array]:
         if views == 1:

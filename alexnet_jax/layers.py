@@ -140,10 +140,7 @@ def max_pool(
 
     Raises ValueError where not one window fits.
     """
-    if min(x.shape[1:3]) < window:
-        raise ValueError(f"{x.shape[1]}×{x.shape[2]} is smaller than a pooling window of {window}")
-    if ceil_mode:
-        x = _overhung(x, window, stride, -jnp.inf)
+    x = _with_edge(x, window, stride, -jnp.inf if ceil_mode else None)
     return _max_pool(x, window, stride, x.shape)
 
 
@@ -152,17 +149,25 @@ def average_pool(
 ) -> Float[Array, "n out_height out_width channels"]:
     """The mean over `window` × `window` squares `stride` apart; of a last one that hangs over the edge, of what lies
     inside, as in the 2012 code.
+
+    Raises ValueError where not one window fits.
     """
 
     def sums(of: Array) -> Array:
-        return functools.reduce(jnp.add, _places(_overhung(of, window, stride, 0), window, stride))
+        return functools.reduce(jnp.add, _places(_with_edge(of, window, stride, 0), window, stride))
 
-    total, inside = sums(x), sums(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
-    return total / jnp.broadcast_to(inside, total.shape)
+    inside = sums(jnp.ones((1, *x.shape[1:3], 1), wide_type(x)))
+    return (sums(x.astype(inside.dtype)) / inside).astype(x.dtype)
 
 
-def _overhung(x: Array, window: int, stride: int, value: float) -> Array:
-    """Images with `value` at the bottom and right, so that the last window that begins inside is whole."""
+def _with_edge(x: Array, window: int, stride: int, value: float | None) -> Array:
+    """Images with `value`, if there is one, at the bottom and right, so that the last window that begins inside is
+    whole. Raises ValueError where not one window fits.
+    """
+    if min(x.shape[1:3]) < window:
+        raise ValueError(f"{x.shape[1]}×{x.shape[2]} is smaller than a pooling window of {window}")
+    if value is None:
+        return x
     overhangs = [-(length - window) % stride for length in x.shape[1:3]]
     fill = [overhang if overhang < window else 0 for overhang in overhangs]
     return jnp.pad(x, [(0, 0), (0, fill[0]), (0, fill[1]), (0, 0)], constant_values=value)

@@ -34,8 +34,9 @@ def sgd(
       weight_decay: d, or several, by parameter in the same way.
       decay_biases: whether biases decay too. The paper makes no exception; in the code of 2012 they do not.
     """
-    rates = learning_rate if isinstance(learning_rate, Mapping) else {"kernel": learning_rate, "bias": learning_rate}
-    decays = weight_decay if isinstance(weight_decay, Mapping) else {"kernel": weight_decay, "bias": weight_decay}
+    names_of_decays = weight_decay if isinstance(weight_decay, Mapping) else ("kernel", "bias")
+    rates = learning_rate if isinstance(learning_rate, Mapping) else dict.fromkeys(names_of_decays, learning_rate)
+    decays = weight_decay if isinstance(weight_decay, Mapping) else dict.fromkeys(rates, weight_decay)
     own = {*rates, *decays}
 
     def rule(name: str) -> optax.GradientTransformationExtraArgs:

@@ -46,7 +46,8 @@ def claim_workdir(workdir: Path, config: Config, fingerprint: str, *, exists: bo
             )
             return
         saved = json.loads(file.read_text())
-        before, now = dict(saved["config"]), config.to_json()
+        # What an older version did not know yet was as it is by default.
+        before, now = {**Config().to_json(), **saved["config"]}, config.to_json()
         if saved["data"] == fingerprint:
             before["dataset"] = now["dataset"]
         elif before["dataset"] == now["dataset"]:

@@ -52,25 +52,32 @@ def of_layer(layer: Conv | Dense, x: jax.Array, first: bool) -> tuple[dict[str, 
     out = layer(x, kernel)
     keys = jax.random.split(jax.random.key(0), len(x))
 
-    def steps(out: jax.Array, bias: jax.Array) -> jax.Array:
+    def steps(out: jax.Array, bias: jax.Array, keys: jax.Array) -> jax.Array:
         out = add_bias(out, bias)
         for step in layer.then:
             out = step(out, keys) if "key" in inspect.signature(step).parameters else step(out)
         return out
 
-    def forward_and_back(gradient: jax.Array, *inputs: jax.Array) -> tuple:
-        return jax.vjp(steps, *inputs)[1](gradient)
+    def there_and_back(gradient: jax.Array, out: jax.Array, bias: jax.Array, keys: jax.Array) -> tuple:
+        after, back = jax.vjp(lambda out, bias: steps(out, bias, keys), out, bias)
+        return after, back(gradient)
 
-    after = jax.jit(steps)(out, bias)
-    steps_forward = seconds(steps, out, bias)
+    def of_input(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jax.vjp(lambda x: layer(x, kernel), x)[1](gradient)[0]
+
+    def of_kernel(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+        if isinstance(layer, Dense):  # whose own rule waits for the input's gradient
+            return x.reshape(len(x), -1).T @ gradient
+        return jax.vjp(lambda kernel: layer(x, kernel), kernel)[1](gradient)[0]
+
+    after = jax.jit(steps)(out, bias, keys)
+    steps_forward = seconds(steps, out, bias, keys)
     parts = {
         "forward": seconds(layer, x, kernel),
-        "input gradient": 0.0
-        if first
-        else seconds(lambda x, k, g: jax.vjp(lambda x: layer(x, k), x)[1](g)[0], x, kernel, out),
-        "weight gradient": seconds(lambda x, k, g: jax.vjp(lambda k: layer(x, k), k)[1](g)[0], x, kernel, out),
+        "input gradient": 0.0 if first else seconds(of_input, x, kernel, out),
+        "weight gradient": seconds(of_kernel, x, kernel, out),
         "steps forward": steps_forward,
-        "steps backward": seconds(forward_and_back, after, out, bias) - steps_forward,
+        "steps backward": seconds(there_and_back, after, out, bias, keys) - steps_forward,
     }
     return parts, after
 

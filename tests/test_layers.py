@@ -161,6 +161,8 @@ def test_inverted_dropout_rescales_in_training_and_keeps_at_test():
 def test_what_no_window_fits_is_refused():
     with pytest.raises(ValueError, match="2×9 is smaller than a pooling window of 3"):
         layers.max_pool(jnp.zeros((1, 2, 9, 1)), window=3, stride=2)
+    with pytest.raises(ValueError, match="2×9 is smaller than a pooling window of 3"):
+        layers.average_pool(jnp.zeros((1, 2, 9, 1)), window=3, stride=2)
     with pytest.raises(ValueError, match="4×11, padded, is smaller than a window of 5"):
         layers.conv2d(jnp.zeros((1, 2, 9, 1)), jnp.zeros((5, 5, 1, 1)), padding=(0, 2))
 

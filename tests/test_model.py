@@ -1,3 +1,6 @@
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +8,10 @@ import pytest
 from conftest import CROP, TINY
 
 from alexnet_jax import model
-from alexnet_jax.architectures import PAPER, Conv, Dense, dropout, lrn, pool
+from alexnet_jax.architectures import PAPER, Conv, Dense, Local, dropout, lrn, pool
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
+import cifar
 
 
 def init(layers, size=CROP):
@@ -112,3 +118,29 @@ def test_an_image_too_small_for_the_table_names_the_layer(size, message):
         model.summary(PAPER, size)
     with pytest.raises(ValueError, match=message):
         model.AlexNet().init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False)
+
+
+def test_a_locally_connected_layer_has_weights_and_biases_of_each_place():
+    table = (Conv(4, 3, padding=1, std=0.1), Local(6, 3, std=0.1, bias=0.5, then=(pool,)), Dense(2, std=0.1))
+    local = model.summary(table, 11)[1]
+    assert (local.name, local.output_shape) == ("local2", (4, 4, 6))
+    assert local.parameters == 9 * 9 * (3 * 3 * 4 * 6 + 6)
+    assert local.multiply_adds == 9 * 9 * 3 * 3 * 4 * 6
+    net, variables = init(table, 11)
+    params = variables["params"]["local2"]
+    assert (params["kernel"].shape, params["bias"].shape) == ((9, 9, 3, 3, 4, 6), (9, 9, 6))
+    np.testing.assert_array_equal(params["bias"], np.full((9, 9, 6), 0.5))
+    x = jax.random.normal(jax.random.key(1), (2, 11, 11, 3))
+    gradient = jax.grad(lambda variables: net.apply(variables, x, train=False).sum())(variables)
+    assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, variables)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+    with pytest.raises(ValueError, match="local2: its window of 3 does not fit, where an image has 2×2"):
+        model.summary(table, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "parameters"),
+    [("THREE_CONV", 32, 89_578), ("THREE_CONV_TWO_DENSE", 32, 145_578), ("CONV_LOCAL", 24, 1_116_490)],
+)
+def test_the_networks_of_2012_for_cifar10_have_their_recorded_numbers_of_parameters(name, size, parameters):
+    assert sum(row.parameters for row in model.summary(getattr(cifar, name), size)) == parameters

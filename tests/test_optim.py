@@ -93,6 +93,16 @@ def test_parameters_have_decays_of_their_own():
         follows(history, params, gradients, name, [rate] * 4, decay=3.0 if name == "fc2/kernel" else 0)
 
 
+def test_every_parameter_may_be_named():
+    params, gradients = tensors(2, "fc1/kernel", "fc1/bias")
+    history = run(optim.sgd({"fc1/kernel": 0.01, "fc1/bias": 0.02}), params, gradients)
+    follows(history, params, gradients, "fc1/kernel", [0.01] * 2)
+    follows(history, params, gradients, "fc1/bias", [0.02] * 2)
+    history = run(optim.sgd(0.01, weight_decay={"fc1/kernel": 0.1, "fc1/bias": 0.2}), params, gradients)
+    follows(history, params, gradients, "fc1/kernel", [0.01] * 2, decay=0.1)
+    follows(history, params, gradients, "fc1/bias", [0.01] * 2, decay=0.2)
+
+
 def test_rate_scale_multiplies_every_rate():
     params, gradients = tensors(3, "conv1/kernel", "conv1/bias")
     scales = [1.0, 0.1, 0.01]

@@ -272,11 +272,18 @@ def test_the_color_stops_at_its_epoch(prepared):
     assert after != pytest.approx(with_color[1], rel=1e-6)
 
 
-def test_each_setting_of_the_2012_augmentation_reaches_the_step(prepared):
-    found = {"none": losses_at(prepared, [1])}
+def test_each_setting_of_the_augmentation_reaches_the_step(prepared):
+    found = {"none": losses_at(prepared, [1]), "reflect": losses_at(prepared, [1], reflect=False)}
     for name in ("crop_to_edge", "crop_chunk", "center_mean", "color_rescale"):
         found[name] = losses_at(prepared, [1], **{name: OF_2012[name]})
-    assert len({loss for (loss,) in found.values()}) == 5, found
+    assert len({loss for (loss,) in found.values()}) == 6, found
+
+
+def test_a_mean_over_one_device_works_operation_by_operation():
+    """As --debug_nans runs the step; a fast stand-in for its own test."""
+    with jax.disable_jit():
+        found = jax.vmap(lambda x: parallel.mean(2 * x), out_axes=None, axis_name=parallel.AXIS)(jnp.ones(1))
+    assert found == 2
 
 
 def test_biases_follow_their_own_rate_and_decay(config, tmp_path):
@@ -425,6 +432,17 @@ def test_another_config_in_the_same_workdir_is_refused_and_the_fields_named(conf
     message = r"learning_rate_drops was \[3.0\], is \[\]; seed was 0, is 7"
     with pytest.raises(InputError, match=message):
         runlog.claim_workdir(tmp_path, other, "data")
+
+
+def test_a_run_of_a_version_that_did_not_know_a_field_yet_had_its_default(config, tmp_path):
+    runlog.claim_workdir(tmp_path, config, "data")
+    file = tmp_path / "config.json"
+    saved = json.loads(file.read_text())
+    del saved["config"]["reflect"]
+    file.write_text(json.dumps(saved))
+    runlog.claim_workdir(tmp_path, config, "data")
+    with pytest.raises(InputError, match="reflect was True, is False"):
+        runlog.claim_workdir(tmp_path, dataclasses.replace(config, reflect=False), "data")
 
 
 def test_a_workdir_that_only_another_host_sees_is_refused(config, tmp_path):
