@@ -8,18 +8,21 @@ The images are prepared by the package at their own size, for example
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from record import circumstances
 
 from alexnet_jax import AlexNet, Config, input_pipeline, optim, parallel, train
 from alexnet_jax.architectures import Conv, Dense, Layers, Local, local_response_norm, relu
 from alexnet_jax.datasets import Dataset, open_dataset
 from alexnet_jax.evaluate import Errors, evaluate, make_evaluation_step
 from alexnet_jax.layers import average_pool, max_pool
+from alexnet_jax.runlog import write_whole
 
 largest = functools.partial(max_pool, window=3, stride=2, ceil_mode=True)
 average = functools.partial(average_pool, window=3, stride=2)
@@ -34,7 +37,7 @@ THREE_CONV: Layers = (
 )
 THREE_CONV_TWO_DENSE: Layers = (*THREE_CONV[:3], Dense(64, std=0.1, then=(relu,)), Dense(10, std=0.1))
 
-# layers-conv-local-13pct.cfg; with normalisation alone; and layers-conv-local-11pct.cfg, which differs in more.
+# layers-conv-local-13pct.cfg.
 CONV_LOCAL: Layers = (
     Conv(64, 5, padding=2, std=1e-4, then=(relu, largest)),
     Conv(64, 5, padding=2, std=0.01, then=(relu, largest)),
@@ -45,13 +48,14 @@ CONV_LOCAL: Layers = (
 
 
 def with_normalization(layers: Layers) -> Layers:
-    """conv1 normalised after its pooling, conv2 before, as in layers-conv-local-11pct.cfg."""
+    """The table with conv1 normalised after its pooling and conv2 before, as in layers-conv-local-11pct.cfg."""
     first, second, *others = layers
     first = dataclasses.replace(first, then=(relu, largest, across_maps))
     second = dataclasses.replace(second, then=(relu, across_maps, largest))
     return (first, second, *others)
 
 
+# layers-conv-local-11pct.cfg: its local3 is wider as well.
 CONV_LOCAL_11: Layers = tuple(
     dataclasses.replace(layer, features=64) if number == 2 else layer
     for number, layer in enumerate(with_normalization(CONV_LOCAL))
@@ -61,18 +65,10 @@ CONV_LOCAL_11: Layers = tuple(
 class Run:
     """One training run, a step at a time, on the images as they lie on the device.
 
-    config: of the package; its dataset and crop_size must be given. rate: of the weights, divided by 10 at the epochs
-    `drops`; that of the biases is twice as high, as in 2012. decay: as in `optim.sgd`.
+    config: of the package; its dataset and crop_size must be given. decay: instead of its weight_decay, by parameter.
     """
 
-    def __init__(
-        self,
-        layers: Layers,
-        config: Config,
-        rate: float,
-        decay: Mapping[str, float] | float = 0.0,
-        drops: Sequence[float] = (),
-    ):
+    def __init__(self, layers: Layers, config: Config, decay: Mapping[str, float] | None = None):
         self.config = dataclasses.replace(config, cache="device")
         self.dataset: Dataset = open_dataset(config.dataset)
         self.steps_per_epoch = len(self.dataset.splits["train"]) / config.batch_size
@@ -80,9 +76,12 @@ class Run:
         self.net = AlexNet(layers, jnp.dtype(config.precision))
         self.mean_image = jnp.asarray(self.dataset.statistics.mean_image, jnp.float32)
         pca = jnp.asarray(self.dataset.statistics.color_pca, jnp.float32)
-        steps = [round(epoch * self.steps_per_epoch) for epoch in drops]
-        rates = {"kernel": optim.step_schedule(rate, steps), "bias": optim.step_schedule(2 * rate, steps)}
-        optimizer = optim.sgd(rates, weight_decay=decay, decay_biases=False)
+        optimizer = optim.sgd(
+            optim.learning_rates(config, self.steps_per_epoch),
+            momentum=config.momentum,
+            weight_decay=config.weight_decay if decay is None else decay,
+            decay_biases=config.decay_biases,
+        )
         step = train.make_train_step(self.net, optimizer, self.mean_image, pca, self.config, self.steps_per_epoch)
         self._step, self._read = train.with_input(step, self.config, self.dataset, self.devices)
         state = train.init_state(self.net, optimizer, crop_size=config.crop_size, seed=config.seed)
@@ -116,10 +115,15 @@ class Run:
         return evaluate(step, self.state.params, batches, len(self.dataset.splits[split]))
 
 
-def remembered(file: Path, compute: Callable[[], Any]) -> Any:
-    """What `compute` gave, from the file if it was computed before: long experiments go on where they stopped."""
-    if not file.exists():
-        result = compute()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(result))
-    return json.loads(file.read_text())
+def remembered(file: Path, dataset: str, compute: Callable[[], Any]) -> dict[str, Any]:
+    """{"result": what `compute` gave, and when, where and on what data}: from the file, if it was computed before."""
+    data = open_dataset(dataset).fingerprint()
+    if file.exists():
+        kept = json.loads(file.read_text())
+        if kept["data"] != data:
+            sys.exit(f"{file}: was computed on another data set than {dataset}; give another --workdir")
+        return kept
+    kept = {"result": compute(), "data": data, "device": jax.devices()[0].device_kind, **circumstances()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(kept))
+    return kept

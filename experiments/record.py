@@ -21,16 +21,16 @@ def machine() -> dict[str, Any]:
     return {"processor": names[0] if names else platform.processor(), "cores": cores}
 
 
+def circumstances() -> dict[str, Any]:
+    """When and on what."""
+    return {"date": datetime.date.today().isoformat(), "machine": machine(), **versions()}
+
+
 def save(name: str, **values: Any) -> Path:
     """Writes results/<name>.json: `values`, and all that one needs to know about them; `values` go before."""
     flags = [word for word in sys.argv[1:] if "/" not in word]  # where files lie on one machine helps no other
-    log = {
-        "command": " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *flags]),
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        **versions(),
-        **values,
-    }
+    command = " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *flags])
+    log = {"command": command, **circumstances(), **values}
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{name}.json"
     file.write_text(json.dumps(log, indent=1) + "\n")
