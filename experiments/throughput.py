@@ -1,7 +1,7 @@
 """How fast the network is trained and asked: this package, the obvious Flax code and PyTorch, in turns.
 
   pip install torch                    (on a GPU, its CUDA build)
-  python experiments/throughput.py     a quarter of an hour on two cores
+  python experiments/throughput.py     half an hour on two cores
   python experiments/throughput.py --quick                        under two minutes
   python experiments/throughput.py --precisions=bfloat16,float32 --batches=1024,128      on a GPU
 
@@ -129,8 +129,8 @@ def main() -> None:
     parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--precisions", default="float32")
     parser.add_argument("--batches", default="128")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--inner", type=int, default=0, help="steps of a repeat; 0: 1 on a CPU, 20 on a GPU")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--inner", type=int, default=0, help="steps of a repeat; 0: 3 on a CPU, 20 on a GPU")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--quick", action="store_true", help="only a few, small batches; nothing is written")
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -149,7 +149,7 @@ def main() -> None:
         {**dataclasses.asdict(case), "gflop_per_image": case.flop_per_image / 1e9}
         | {
             "results": measured(
-                case, contenders, arguments.repeats, arguments.inner or (1 if platform == "cpu" else 20)
+                case, contenders, arguments.repeats, arguments.inner or (3 if platform == "cpu" else 20)
             )
         }
         for case in cases(tables, precisions, batches)
