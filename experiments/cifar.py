@@ -105,7 +105,7 @@ class Run:
         """Of the network as it is now, over a whole split."""
         kind = f"{split}, {views}"
         if kind not in self._evaluation:  # the images stay on the devices
-            batches = input_pipeline.evaluation_batches(self.dataset, split, batch_size=250)
+            batches = input_pipeline.evaluation_batches(self.dataset, split, batch_size=256)
             evaluation_step = make_evaluation_step(
                 self.net.apply, self.mean_image, self.config.crop_size, views=views, center_mean=self.config.center_mean
             )

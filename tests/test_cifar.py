@@ -1,0 +1,78 @@
+"""The experiments on CIFAR-10: its images, where they are at hand, and the loop that watches training."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import CROP, TINY
+
+from alexnet_jax import input_pipeline, prepare
+from alexnet_jax.config import Config
+from alexnet_jax.datasets import open_dataset
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
+import cifar
+import relu_vs_tanh
+
+IMAGES = Path(__file__).parents[2] / "shared" / "data"
+DIGESTS = {
+    "train": "a1a3cc9c14a8fd3c0d66de6ab787bbe8abbea0ab10446fa41b395c03644f2b1e",
+    "validation": "0ae072db3437edb693feba85f2d9dec41036f6e2f6d6f2cbd900da3ee13568b6",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (IMAGES / "cifar10-test.tar").exists(), reason="the images of CIFAR-10 are not at hand")
+def test_prepared_cifar10_is_cifar10(tmp_path):
+    source = tuple(str(IMAGES / f"cifar10-{part}.tar") for part in (*(f"train-{n}" for n in range(1, 6)), "test"))
+    prepare.prepare(prepare.Options(source=source, output=str(tmp_path / "cifar10"), size=32, encoding="raw"))
+    dataset = open_dataset(str(tmp_path / "cifar10"))
+    for split, digest in DIGESTS.items():
+        batch = input_pipeline.whole_split(dataset, split)
+        pairs = zip(batch.labels, batch.images, strict=True)
+        records = sorted(bytes([label]) + np.asarray(image).tobytes() for label, image in pairs)
+        assert hashlib.sha256(b"".join(records)).hexdigest() == digest
+    mean = dataset.statistics.mean_image.mean((0, 1))
+    np.testing.assert_allclose(mean, [125.3069, 122.9504, 113.8654], atol=1e-3)
+
+
+def test_a_run_learns_and_is_looked_at_where_it_was_asked(prepared):
+    config = Config(dataset=str(prepared), crop_size=CROP, batch_size=12, learning_rate=0.002, color_scale=0.0)
+    run = cifar.Run(TINY, config)
+    before = run.errors("train")
+    looks = list(run.epochs(3, every=0.5))
+    assert looks == pytest.approx([step * 12 / 50 for step in (2, 4, 6, 8, 10, 12)])
+    assert int(jax.device_get(run.state.step)) == 12
+    assert run.errors("train").nll < before.nll
+    assert run.errors("validation", views=10).examples == 23
+
+
+def test_what_was_computed_is_remembered_for_one_data_set(prepared, tmp_path, monkeypatch):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"error": 0.25}
+
+    for _ in range(2):
+        kept = cifar.remembered(tmp_path / "a.json", str(prepared), compute)
+        assert kept["result"] == {"error": 0.25}
+    assert len(calls) == 1
+    monkeypatch.setattr(cifar, "open_dataset", lambda _: open_dataset("shapes"))
+    with pytest.raises(SystemExit, match="computed on another data set"):
+        cifar.remembered(tmp_path / "a.json", "shapes", compute)
+
+
+def test_the_target_is_reached_where_the_smoothed_error_falls_through_it():
+    errors = [0.9, 0.6, 0.3, 0.3, 0.15, 0.15, 0.15]  # means of three: .6, .4, .25, .2
+    points = [(epoch / 2, error) for epoch, error in enumerate(errors)]
+    assert relu_vs_tanh.reached(points) == pytest.approx(1.5)
+    assert relu_vs_tanh.reached(points[:4]) is None
+    curves = {
+        rate: {"result": {"epochs": [epoch for epoch, _ in part], "errors": [error for _, error in part]}}
+        for rate, part in {0.1: points[:3], 0.2: points, 0.3: points[:4]}.items()
+    }
+    assert relu_vs_tanh.soonest(curves)[0] == 0.2
