@@ -17,7 +17,7 @@ from alexnet_jax.layers import (
     max_pool,
     relu,
     spatial_response_norm,
-)  # fmt: skip
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,7 +61,6 @@ def make_evaluation_step(
     ValueError for another number.
     center_mean: as in `augment.training_views`; the centre is the same with and without.
     """
-
     if views not in (1, 10):
         raise ValueError(f"{views} views: there are 1 and 10")
 

@@ -108,7 +108,7 @@ def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, Array]:
 def _add_bias_backward(bias: Array, gradient: Array) -> tuple[Array, Array]:
     """(gradient, its sum over the batch, and over the places if they share the bias).
 
-    Over the batch by a product, which is ten times faster than XLA's sums on CPU.
+    Over the batch by a product, which is many times faster than XLA's sums on CPU.
     On its own, since else the gradient would be computed twice, for this sum and for the layer's kernel.
     """
 

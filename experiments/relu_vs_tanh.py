@@ -1,15 +1,15 @@
 """Figure 1: "a four-layer convolutional neural network with ReLUs reaches a 25 % training error rate on CIFAR-10 six
 times faster than an equivalent network with tanh neurons".
 
-  python experiments/relu_vs_tanh.py --dataset=CIFAR10 --workdir=DIR      on two cores about four hours, a GPU minutes
+  python experiments/relu_vs_tanh.py --dataset=CIFAR10 --workdir=DIR      several hours on two cores; not yet timed
 
 CIFAR10: as cifar.py says. Which network it was is not known; the two likeliest of 2012 are run: three convolutions and
 one dense layer, and the same with a dense layer of 64 between. No regularisation: no decay, dropout, crops or
 reflections. For each network and each non-linearity the rate is the one that reaches 25 % soonest: all rates train for
 some epochs, and the two best of them until they are there. Then the same with three seeds. The error is that of the
 whole training set, every half epoch, as a mean of three of them; the time is where a line between two of these falls
-through 25 %. Expected: ReLU 3 to 7 times faster, by the network. Finished trainings stay in DIR; the
-same command goes on after them.
+through 25 %. Expected: ReLU 3 to 7 times faster, by the network. Finished trainings stay in DIR; the same
+command goes on after them.
 """
 
 import argparse

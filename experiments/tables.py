@@ -21,7 +21,7 @@ from speed_tables import (
     startup,
     throughput,
     throughput_costs,
-)  # fmt: skip
+)
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
