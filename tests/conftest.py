@@ -1,5 +1,6 @@
 """Strict settings for every test: what would show only on a big machine shows here."""
 
+import contextlib
 import functools
 import os
 import tempfile
@@ -19,6 +20,7 @@ install_import_hook("alexnet_jax", "typecheck.check")  # shapes and types of eve
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -36,6 +38,18 @@ TINY = (
     Dense(16, std=0.1, then=(relu, dropout)),
     Dense(3, std=0.1),
 )
+
+
+@contextlib.contextmanager
+def without_compilation_cache():
+    """As users run by default, and with what only works so: oneDNN's convolution."""
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", _compiled.name)
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -341,7 +341,7 @@ def conv2d_gradients(stride, padding, groups):
 
 @anything
 @given(
-    st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(0, 2), st.integers(1, 3), st.integers(1, 4),
+    st.integers(1, 4), st.integers(1, 3), st.integers(0, 4), st.integers(0, 4), st.integers(1, 3), st.integers(1, 4),
     st.integers(1, 4), st.integers(0, 5), st.integers(0, 5), st.integers(0, 99),
 )  # fmt: skip
 def test_convolution_and_its_gradients(window, stride, low, high, groups, channels, features, more, wider, seed):

@@ -1,5 +1,6 @@
 """The loop, in this process, on a small network and data set."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CROP, TINY
+from conftest import CROP, TINY, without_compilation_cache
 
 from alexnet_jax import checkpoint, evaluate, model, parallel, runlog, train
 from alexnet_jax.architectures import ARCHITECTURES, with_classes
@@ -59,9 +60,11 @@ def test_it_learns(config, tmp_path):
     assert losses(tmp_path)[2] > 2 * metrics(tmp_path, "validation")[-1]["nll"]
 
 
-def test_two_devices_give_the_loss_curve_of_one(config, tmp_path):
+@pytest.mark.parametrize("cache", [contextlib.nullcontext, without_compilation_cache])  # the two ways of convolution
+def test_two_devices_give_the_loss_curve_of_one(config, tmp_path, cache):
     for name, devices in (("one", ONE), ("two", TWO)):
-        train.train_and_evaluate(config, tmp_path / name, devices=devices)
+        with cache():
+            train.train_and_evaluate(config, tmp_path / name, devices=devices)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert list(one) == list(two) == [2, 4, 6, 8, 10, 12]
     np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-4)
