@@ -8,14 +8,15 @@ The images are prepared by the package at their own size, for example
 import dataclasses
 import functools
 import json
+import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from record import circumstances
+from record import RESULTS, circumstances, log, save
 
 from alexnet_jax import AlexNet, Config, input_pipeline, optim, parallel, train
 from alexnet_jax.architectures import Conv, Dense, Layers, Local, local_response_norm, relu
@@ -23,7 +24,9 @@ from alexnet_jax.datasets import Dataset, open_dataset
 from alexnet_jax.evaluate import Errors, evaluate, make_evaluation_step
 from alexnet_jax.layers import average_pool, max_pool
 from alexnet_jax.runlog import write_whole
+from alexnet_jax.shards import Records
 
+QUICK_BAND = 0.02  # by which the errors of --quick may differ on another machine
 largest = functools.partial(max_pool, window=3, stride=2, ceil_mode=True)
 average = functools.partial(average_pool, window=3, stride=2)
 across_maps = functools.partial(local_response_norm, size=9, k=1.0, alpha=0.001 / 9, beta=0.75)
@@ -62,15 +65,34 @@ CONV_LOCAL_11: Layers = tuple(
 )
 
 
+class Some(Sequence):
+    """Every so-manieth of the examples of a split."""
+
+    def __init__(self, records: Records, every: int):
+        self._records, self._numbers = records, range(0, len(records), every)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._records[self._numbers[index]]
+
+    def place(self, index: int) -> str:
+        return self._records.place(self._numbers[index])
+
+
 class Run:
     """One training run, a step at a time, on the images as they lie on the device.
 
     config: of the package; its dataset and crop_size must be given. decay: instead of its weight_decay, by parameter.
+    every: trains on each so-manieth image only.
     """
 
-    def __init__(self, layers: Layers, config: Config, decay: Mapping[str, float] | None = None):
+    def __init__(self, layers: Layers, config: Config, decay: Mapping[str, float] | None = None, every: int = 1):
         self.config = dataclasses.replace(config, cache="device")
-        self.dataset: Dataset = open_dataset(config.dataset)
+        dataset = open_dataset(config.dataset)
+        splits = {**dataset.splits, "train": Some(dataset.splits["train"], every)}
+        self.dataset: Dataset = dataclasses.replace(dataset, splits=splits)
         self.steps_per_epoch = len(self.dataset.splits["train"]) / config.batch_size
         self.devices = parallel.all_devices()
         self.net = AlexNet(layers, jnp.dtype(config.precision))
@@ -113,6 +135,22 @@ class Run:
             self._evaluation[kind] = step, [parallel.shard(batch, self.devices) for batch in batches]
         step, batches = self._evaluation[kind]
         return evaluate(step, self.state.params, batches, len(self.dataset.splits[split]))
+
+
+def smoothed(errors: list[float]) -> list[float]:
+    """Of each, the mean with its neighbours."""
+    return [statistics.mean(errors[max(0, place - 1) : place + 2]) for place in range(len(errors))]
+
+
+def check_quick(name: str, found: dict[str, float]) -> None:
+    """Says whether errors are within QUICK_BAND of those kept in results/; keeps them where there are none."""
+    if not (RESULTS / f"{name}_quick.json").exists():
+        save(f"{name}_quick", errors=found)
+    kept = log(f"{name}_quick")["errors"]
+    for of, error in found.items():
+        print(f"{of}: {error:.1%}; kept: {kept[of]:.1%}")
+    if any(abs(found[of] - kept[of]) > QUICK_BAND for of in kept):
+        sys.exit(f"differs by more than {QUICK_BAND:.1%}")
 
 
 def remembered(file: Path, dataset: str, compute: Callable[[], Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Writes the tables of the README.md files and of docs/ from the logs in results/.
+"""Writes the tables of the README.md files and of docs/, and pictures, from the logs in results/.
 
 python experiments/tables.py            writes them
 python experiments/tables.py --check    says whether they differ from the logs
@@ -10,6 +10,7 @@ import statistics
 import sys
 from pathlib import Path
 
+from cifar_tables import draw, figure1, lrn_on_cifar10, overfitting_and_cures
 from record import log, table, where
 from speed_tables import (
     breakdown,
@@ -157,7 +158,7 @@ TABLES = {
     of.__name__: of
     for of in (
         first_runs, first_steps, two_gpus, kills, precision, jpeg_decoders, prepare_speed, input_speed, feeding,
-        imagenet_plan, throughput, throughput_costs, breakdown, startup,
+        imagenet_plan, throughput, throughput_costs, breakdown, startup, figure1, lrn_on_cifar10, overfitting_and_cures,
     )
 }  # fmt: skip
 
@@ -179,6 +180,7 @@ def main() -> None:
     for page in stale:
         page.write_text(rendered(page.read_text()))
         print(f"written: {page}")
+    draw()
 
 
 if __name__ == "__main__":

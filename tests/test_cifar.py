@@ -15,6 +15,7 @@ from alexnet_jax.datasets import open_dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import cifar
+import record
 import relu_vs_tanh
 
 IMAGES = Path(__file__).parents[2] / "shared" / "data"
@@ -24,12 +25,19 @@ DIGESTS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not (IMAGES / "cifar10-test.tar").exists(), reason="the images of CIFAR-10 are not at hand")
-def test_prepared_cifar10_is_cifar10(tmp_path):
+@pytest.fixture(scope="module")
+def cifar10(tmp_path_factory):
+    if not (IMAGES / "cifar10-test.tar").exists():
+        pytest.skip("the images of CIFAR-10 are not at hand")
+    output = str(tmp_path_factory.mktemp("prepared") / "cifar10")
     source = tuple(str(IMAGES / f"cifar10-{part}.tar") for part in (*(f"train-{n}" for n in range(1, 6)), "test"))
-    prepare.prepare(prepare.Options(source=source, output=str(tmp_path / "cifar10"), size=32, encoding="raw"))
-    dataset = open_dataset(str(tmp_path / "cifar10"))
+    prepare.prepare(prepare.Options(source=source, output=output, size=32, encoding="raw"))
+    return output
+
+
+@pytest.mark.slow
+def test_prepared_cifar10_is_cifar10(cifar10):
+    dataset = open_dataset(cifar10)
     for split, digest in DIGESTS.items():
         batch = input_pipeline.whole_split(dataset, split)
         pairs = zip(batch.labels, batch.images, strict=True)
@@ -37,6 +45,12 @@ def test_prepared_cifar10_is_cifar10(tmp_path):
         assert hashlib.sha256(b"".join(records)).hexdigest() == digest
     mean = dataset.statistics.mean_image.mean((0, 1))
     np.testing.assert_allclose(mean, [125.3069, 122.9504, 113.8654], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_quick_result_is_reproduced(cifar10):
+    kept = record.log("relu_vs_tanh_quick")["errors"]
+    assert relu_vs_tanh.quick(cifar10) == pytest.approx(kept, abs=cifar.QUICK_BAND)
 
 
 def test_a_run_learns_and_is_looked_at_where_it_was_asked(prepared):

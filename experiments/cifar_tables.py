@@ -1,0 +1,142 @@
+"""Tables and pictures of the experiments on CIFAR-10, from the logs in results/; tables.py writes them."""
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+import lrn_cifar10
+import overfitting
+import relu_vs_tanh
+from matplotlib.figure import Figure
+from record import RESULTS, log, table, where
+
+from alexnet_jax.figures import BLUE, ORANGE
+
+PICTURES = RESULTS.parent / "figures"
+
+
+def mean_and_std(values: Iterable[float], form: str = ".1f") -> str:
+    values = list(values)
+    spread = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{spread}"
+
+
+def of_trainings(kept: list[dict[str, Any]]) -> str:
+    """Where and when they were."""
+    return "; ".join(dict.fromkeys(where(of) for of in kept))
+
+
+def figure1() -> str:
+    """Epochs to 25 % training error, by network and non-linearity."""
+    if not (RESULTS / "relu_vs_tanh.json").exists():
+        return "Not yet run."
+    rows, kept = [], []
+    for network in relu_vs_tanh.NETWORKS:
+        epochs = {}
+        for name in ("ReLU", "tanh"):
+            study = log("relu_vs_tanh")["results"][f"{network}, {name}"]
+            kept += study["curves"]
+            points = [list(zip(of["result"]["epochs"], of["result"]["errors"], strict=True)) for of in study["curves"]]
+            epochs[name] = [relu_vs_tanh.reached(of) for of in points], f"{study['rate']:g}"
+        cells = [network]
+        for found, rate in epochs.values():
+            reached = [epoch for epoch in found if epoch is not None]
+            missed = f", {len(found) - len(reached)} of {len(found)} never" if len(reached) < len(found) else ""
+            cells += [rate, (mean_and_std(reached) if reached else "–") + missed]
+        pairs = [(relu, tanh) for relu, tanh in zip(epochs["ReLU"][0], epochs["tanh"][0], strict=True) if relu and tanh]
+        rows.append([*cells, mean_and_std(tanh / relu for relu, tanh in pairs) if pairs else "–"])
+    header = ["network", "ReLU: rate", "epochs to 25 %", "tanh: rate", "epochs to 25 %", "times faster (paper: six)"]
+    seeds = len(kept) // len(rows) // 2
+    return f"{table(header, rows)}\n\nMean ± standard deviation of {seeds} seeds; {of_trainings(kept)}."
+
+
+def draw_figure1() -> Figure:
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(relu_vs_tanh.NETWORKS), sharey=True)
+    for axes, network in zip(panels, relu_vs_tanh.NETWORKS, strict=True):
+        for name, style in (("ReLU", "-"), ("tanh", "--")):
+            for number, of in enumerate(log("relu_vs_tanh")["results"][f"{network}, {name}"]["curves"]):
+                errors = relu_vs_tanh.smoothed(of["result"]["errors"])
+                axes.plot(of["result"]["epochs"][:-1], errors[:-1], style, color="black", linewidth=0.9,
+                          label=None if number else name)  # fmt: skip
+        axes.axhline(relu_vs_tanh.TARGET, color="0.6", linewidth=0.8)
+        axes.set_title(network, fontsize=9)
+        axes.set_xlabel("epochs")
+        axes.set_xlim(left=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("training error")
+    panels[0].set_ylim(0, 0.9)
+    panels[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def lrn_on_cifar10() -> str:
+    """Test errors of the networks of "13 % → 11 %", by length of the training."""
+    rows, kept = [], []
+    for file in sorted(RESULTS.glob("lrn_cifar10_*_epochs.json"), reverse=True):
+        values = log(file.stem)
+        for network in lrn_cifar10.NETWORKS:
+            of = [training["result"] for training in values["results"][network]]
+            kept += values["results"][network]
+            kinds = ("training_error", "top1_error", "ten_views_top1_error")
+            errors = [mean_and_std([100 * result[kind] for result in of], ".2f") + " %" for kind in kinds]
+            paper = {"13 % network": "13 %", "11 % network": "11 %"}.get(network, "")
+            rows.append([network, f"{values['epochs']:g}", len(of), *errors, paper])
+    if not rows:
+        return "Not yet run."
+    header = ["network", "epochs", "seeds", "training error", "test error, one view", "ten views", "paper, 450 epochs"]
+    return f"{table(header, rows)}\n\nMean ± standard deviation over the seeds; {of_trainings(kept)}."
+
+
+def overfitting_and_cures() -> str:
+    if not (RESULTS / "overfitting.json").exists():
+        return "Not yet run."
+    rows, kept = [], []
+    for name, trainings in log("overfitting")["results"].items():
+        kept += trainings
+        of = [training["result"] for training in trainings]
+        rows.append(
+            [
+                name,
+                *(f"{mean_and_std(100 * r[kind][-1] for r in of)} %" for kind in ("training error", "test error")),
+                f"{mean_and_std(100 * min(r['test error']) for r in of)} %",
+                mean_and_std((r["test loss"][-1] for r in of), ".2f"),
+                mean_and_std((overfitting.converged(r) for r in of), ".0f"),
+            ]
+        )
+    header = ["cure", "training error at the end", "test error", "lowest test error", "test loss", "epochs to converge"]
+    note = (
+        f"After {log('overfitting')['epochs']:g} epochs; mean ± standard deviation of {len(of)} seeds. Converged: the "
+        f"test error, mean of three looks, is within a point of its lowest; {of_trainings(kept)}."
+    )
+    return f"{table(header, rows)}\n\n{note}"
+
+
+def draw_overfitting() -> Figure:
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    styles = {
+        "neither": ("black", "-"), "crops and reflections": (BLUE, "-"), "dropout": (ORANGE, "-"), "both": (BLUE, "--"),
+    }  # fmt: skip
+    for name, trainings in log("overfitting")["results"].items():
+        of = [training["result"] for training in trainings]
+        for axes, kind in zip(panels, ("training error", "test error"), strict=True):
+            means = [100 * statistics.mean(at) for at in zip(*(r[kind] for r in of), strict=True)]
+            color, style = styles[name]
+            axes.plot(of[0]["epochs"], means, style, color=color, linewidth=1.2, label=name)
+            axes.set_title(kind, fontsize=9)
+            axes.set_xlabel("epochs")
+            axes.set_xlim(left=0)
+            axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("%")
+    panels[0].set_ylim(bottom=0)
+    panels[1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw() -> None:
+    """The pictures of what has been run."""
+    PICTURES.mkdir(exist_ok=True)
+    for name, drawn in {"relu_vs_tanh": draw_figure1, "overfitting": draw_overfitting}.items():
+        if (RESULTS / f"{name}.json").exists():
+            drawn().savefig(PICTURES / f"{name}.png", dpi=150)
