@@ -6,10 +6,10 @@ the number of iterations required to converge".
 
 CIFAR10: as cifar.py says. Few images and many weights: every tenth image of the training set, three convolutions and a
 dense layer of 512, no weight decay, one rate throughout. Four runs: neither cure, each alone, both; three seeds each.
-Every three epochs the errors on the training images and on the test set, of whole images or, where the crops are random,
-of the centre. Expected: without a cure the training error goes to zero and the test error stays up, and the loss there
-rises; either cure lowers it, and the training takes longer. Finished trainings stay in DIR; the same command goes on
-after them. --name=… does a part, so that several processes can share the work.
+Every three epochs the errors on the training images and on the test set, of whole images or, where the crops are
+random, of the centre. Expected: without a cure the training error goes to zero and the test error stays up, and the
+loss there rises; either cure lowers it, and the training takes longer. Finished trainings stay in DIR; the same command
+goes on after them. --name=… does a part, so that several processes can share the work.
 
 --quick trains without a cure and with both for 200 steps, and says whether the errors are those kept in results/.
 """

@@ -9,8 +9,8 @@ one dense layer, and the same with a dense layer of 64 between. No regularisatio
 reflections. For each network and each non-linearity the rate is the one that reaches 25 % soonest: all rates train for
 some epochs, and the two best of them until they are there. Then the best with three seeds. The error is that of the
 whole training set, every half epoch (tanh: every epoch), as a mean of three of them; the time is where a line between
-two of these falls through 25 %. Expected: ReLU 3 to 7 times faster, by the network. Finished trainings stay in DIR; the same
-command goes on after them. --network=… --name=… does a part, so that several processes can share the work.
+two of these falls through 25 %. Expected: ReLU 3 to 7 times faster, by the network. Finished trainings stay in DIR; the
+same command goes on after them. --network=… --name=… does a part, so that several processes can share the work.
 
 --quick trains both for 200 steps and says whether the errors are those that are kept in results/.
 """
