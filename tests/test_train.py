@@ -34,6 +34,13 @@ def config(tiny, prepared):
                   learning_rate=0.002, learning_rate_drops=(3.0,), log_every=2)  # fmt: skip
 
 
+@pytest.fixture(params=["XLA", "oneDNN"])
+def convolution(request):
+    """Whose it is on the CPU."""
+    with without_compilation_cache() if request.param == "oneDNN" else contextlib.nullcontext():
+        yield
+
+
 def metrics(workdir, split="train"):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["split"] == split]
@@ -60,11 +67,9 @@ def test_it_learns(config, tmp_path):
     assert losses(tmp_path)[2] > 2 * metrics(tmp_path, "validation")[-1]["nll"]
 
 
-@pytest.mark.parametrize("cache", [contextlib.nullcontext, without_compilation_cache])  # the two ways of convolution
-def test_two_devices_give_the_loss_curve_of_one(config, tmp_path, cache):
+def test_two_devices_give_the_loss_curve_of_one(config, tmp_path, convolution):
     for name, devices in (("one", ONE), ("two", TWO)):
-        with cache():
-            train.train_and_evaluate(config, tmp_path / name, devices=devices)
+        train.train_and_evaluate(config, tmp_path / name, devices=devices)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert list(one) == list(two) == [2, 4, 6, 8, 10, 12]
     np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-4)
@@ -83,8 +88,13 @@ OF_2012 = {  # what the preset `original` sets, at epochs that this run has
 PLATEAU = {"learning_rate_drops": (), "plateau_patience": 2, "evaluate_every": 1}
 
 
-@pytest.mark.parametrize(("stop_at", "changes"), [(3, {}), (5, PLATEAU), (8, OF_2012)])
-def test_a_continued_run_is_bit_for_bit_the_run_that_was_not_stopped(config, tmp_path, monkeypatch, stop_at, changes):
+@pytest.mark.parametrize(
+    ("convolution", "stop_at", "changes"), [("XLA", 3, {}), ("XLA", 5, PLATEAU), ("oneDNN", 8, OF_2012)],
+    indirect=["convolution"],
+)  # fmt: skip
+def test_a_continued_run_is_bit_for_bit_the_run_that_was_not_stopped(
+    config, tmp_path, monkeypatch, convolution, stop_at, changes
+):
     config = dataclasses.replace(config, checkpoint_every=2, **changes)
     train.train_and_evaluate(config, tmp_path / "whole", devices=ONE)
 
