@@ -1,12 +1,13 @@
 """§6: exact top-1 and top-5 errors."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jax import lax
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from alexnet_jax import parallel
 from alexnet_jax.augment import center_view, subtract_mean, ten_views
@@ -47,38 +48,46 @@ def count_errors(logits: Float[Array, "n classes"], labels: Int[Array, "n"]) -> 
     }
 
 
-def make_evaluation_step(
+def make_logits(
     apply: Callable,
     mean_image: Float[Array, "size size 3"],
     crop_size: int,
     *,
     views: int = 1,
     center_mean: bool = False,
-) -> Callable[[PyTree, Batch], dict[str, Array]]:
-    """The step (params, batch) → sums of `count_errors` over all devices.
+) -> Callable[[PyTree, UInt8[Array, "n size size 3"]], Float[Array, "n classes"]]:
+    """The function (params, images) → logits; of ten views the logarithm of their averaged softmax outputs.
 
-    views: 1, the centre of each image, or 10, §4.1's ten, over which the softmax outputs are averaged. Raises
-    ValueError for another number.
+    views: 1, the centre of each image, or 10, §4.1's ten. Raises ValueError for another number.
     center_mean: as in `augment.training_views`; the centre is the same with and without.
     """
     if views not in (1, 10):
         raise ValueError(f"{views} views: there are 1 and 10")
 
-    def views_of(images: Array) -> Sequence[Array]:
+    def of_view(params: PyTree, view: Array) -> Array:
+        return jnp.asarray(apply({"params": params}, view, train=False))
+
+    def logits(params: PyTree, images: Array) -> Array:
         if views == 1:
-            return [center_view(subtract_mean(images, mean_image), crop_size)]
+            return of_view(params, center_view(subtract_mean(images, mean_image), crop_size))
         if center_mean:
             center = center_view(mean_image[None], crop_size)[0]
-            return [subtract_mean(view, center) for view in ten_views(images, crop_size)]
-        return list(ten_views(subtract_mean(images, mean_image), crop_size))
+            all_views = jax.vmap(lambda view: subtract_mean(view, center))(ten_views(images, crop_size))
+        else:
+            all_views = ten_views(subtract_mean(images, mean_image), crop_size)
+        answers = lax.map(lambda view: jax.nn.log_softmax(of_view(params, view)), all_views)
+        return jax.nn.logsumexp(answers, axis=0) - math.log(views)
+
+    return logits
+
+
+def make_evaluation_step(
+    logits: Callable[[PyTree, UInt8[Array, "n size size 3"]], Float[Array, "n classes"]],
+) -> Callable[[PyTree, Batch], dict[str, Array]]:
+    """The step (params, batch) → sums of `count_errors` over all devices. logits: from `make_logits`."""
 
     def evaluation_step(params: PyTree, batch: Batch) -> dict[str, Array]:
-        answers = [apply({"params": params}, view, train=False) for view in views_of(jnp.asarray(batch.images))]
-        logits = answers[0]
-        if len(answers) > 1:  # the logarithm of the mean of the softmax outputs
-            logits = jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(of_view) for of_view in answers]), axis=0)
-            logits = logits - math.log(len(answers))
-        return parallel.total(count_errors(logits, jnp.asarray(batch.labels)))
+        return parallel.total(count_errors(logits(params, jnp.asarray(batch.images)), jnp.asarray(batch.labels)))
 
     return evaluation_step
 

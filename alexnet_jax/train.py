@@ -21,7 +21,7 @@ from alexnet_jax.architectures import ARCHITECTURES, Layers, image_size, with_cl
 from alexnet_jax.augment import split_each, training_views
 from alexnet_jax.config import Config, InputError, in_steps, is_due
 from alexnet_jax.datasets import Dataset, open_dataset
-from alexnet_jax.evaluate import Errors, evaluate, make_evaluation_step
+from alexnet_jax.evaluate import Errors, evaluate, make_evaluation_step, make_logits
 from alexnet_jax.input_pipeline import Batch, timely
 from alexnet_jax.xla import on_its_own
 
@@ -173,7 +173,8 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
     mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
     pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
     step_on_one = make_train_step(net, optimizer, mean_image, pca, config, float(steps_per_epoch))
-    evaluation_step = parallel.pmap_step(make_evaluation_step(net.apply, mean_image, config.crop_size), devices)
+    logits = make_logits(net.apply, mean_image, config.crop_size)
+    evaluation_step = parallel.pmap_step(make_evaluation_step(logits), devices)
     rows = parallel.own_rows(config.batch_size, devices)
 
     def sent(batches: Iterator) -> Iterator:

@@ -21,7 +21,7 @@ from record import RESULTS, circumstances, log, save
 from alexnet_jax import AlexNet, Config, input_pipeline, optim, parallel, train
 from alexnet_jax.architectures import Conv, Dense, Layers, Local, local_response_norm, relu
 from alexnet_jax.datasets import Dataset, open_dataset
-from alexnet_jax.evaluate import Errors, evaluate, make_evaluation_step
+from alexnet_jax.evaluate import Errors, evaluate, make_evaluation_step, make_logits
 from alexnet_jax.layers import average_pool, max_pool
 from alexnet_jax.runlog import write_whole
 from alexnet_jax.shards import Records
@@ -128,10 +128,10 @@ class Run:
         kind = f"{split}, {views}"
         if kind not in self._evaluation:  # the images stay on the devices
             batches = input_pipeline.evaluation_batches(self.dataset, split, batch_size=256)
-            evaluation_step = make_evaluation_step(
+            logits = make_logits(
                 self.net.apply, self.mean_image, self.config.crop_size, views=views, center_mean=self.config.center_mean
             )
-            step = parallel.pmap_step(evaluation_step, self.devices)
+            step = parallel.pmap_step(make_evaluation_step(logits), self.devices)
             self._evaluation[kind] = step, [parallel.shard(batch, self.devices) for batch in batches]
         step, batches = self._evaluation[kind]
         return evaluate(step, self.state.params, batches, len(self.dataset.splits[split]))

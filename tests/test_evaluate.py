@@ -74,7 +74,7 @@ def test_the_evaluation_step_sees_the_centre_view_without_the_mean(prepared):
         return images.mean((1, 2))
 
     devices = jax.devices()[:1]
-    step = parallel.pmap_step(evaluate.make_evaluation_step(network, mean, 32), devices)
+    step = parallel.pmap_step(evaluate.make_evaluation_step(evaluate.make_logits(network, mean, 32)), devices)
     batches = list(input_pipeline.evaluation_batches(dataset, "validation", batch_size=10))
     errors = evaluate.evaluate(step, PARAMS, (parallel.shard(batch, devices) for batch in batches), 23)
     # Reddish images have the label "red", and so on: without the mean, the mean colour tells.
@@ -92,9 +92,8 @@ def test_ten_views_average_their_softmax_outputs(prepared, center_mean):
     def network(variables, images, train):
         return images.reshape(len(images), -1) @ random
 
-    step = parallel.pmap_step(
-        evaluate.make_evaluation_step(network, jnp.array(mean), 32, views=10, center_mean=center_mean), devices
-    )
+    logits = evaluate.make_logits(network, jnp.array(mean), 32, views=10, center_mean=center_mean)
+    step = parallel.pmap_step(evaluate.make_evaluation_step(logits), devices)
     batches = list(input_pipeline.evaluation_batches(dataset, "validation", batch_size=10))
     errors = evaluate.evaluate(step, PARAMS, (parallel.shard(batch, devices) for batch in batches), 23)
 
