@@ -30,13 +30,15 @@ class Damaged(Exception):
 class Checkpoints:
     """The checkpoints of one run, by step, in `folder`; saved in the background.
 
-    Kept are the last `keep`, and the one with the lowest validation top-1 error.
+    Kept are the last `keep`, and the one with the lowest validation top-1 error. With `read_only` nothing is changed:
+    another process may be saving.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
+    def __init__(self, folder: Path, keep: int = 2, *, read_only: bool = False):
         options = ocp.CheckpointManagerOptions(
-            create=True,
-            cleanup_tmp_directories=True,  # what a kill left half-written is removed at the next start
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,  # what a kill left half-written is removed at the next start
             best_fn=lambda metrics: metrics["top1_error"],
             best_mode="min",
             preservation_policy=policies.AnyPreservationPolicy(
@@ -73,6 +75,15 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """Step of the one with the lowest validation top-1 error."""
         return self._manager.best_step()
+
+    def step_of(self, name: str) -> int:
+        """The step of "latest", "best", or a number. Raises InputError where there is no such checkpoint."""
+        steps = {str(step): step for step in sorted(self._manager.all_steps())}
+        found = {**steps, "latest": self.latest_step(), "best": self.best_step()}.get(name)
+        if found is None:
+            there = f"there are latest, best, {', '.join(steps)}" if steps else "there is none"
+            raise InputError(f"{self._folder}: has no checkpoint '{name}'; {there}")
+        return found
 
     def restore_latest(self, like: PyTree) -> tuple[int, PyTree] | None:
         """The newest checkpoint that is whole, as (step, state on the host); None where there has been none.

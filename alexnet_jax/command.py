@@ -69,8 +69,10 @@ def _text(value: Any) -> str:
     return (",".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "none"
 
 
-def run(main: Callable[[], None], doc: str) -> None:
+def run(main: Callable[..., None], doc: str, *, takes_files: bool = False) -> None:
     """Parses the flags (--help shows `doc`), calls `main`, and exits.
+
+    takes_files: `main` is given what stands on the command line beside the flags; else nothing may.
 
     Exit codes: 0; 2 after one line on bad input or a full disk; 130 after Ctrl-C or `kill`.
     """
@@ -84,16 +86,16 @@ def run(main: Callable[[], None], doc: str) -> None:
             _fail(str(error))
         except SystemExit:  # --help, which absl counts as a failure
             sys.exit(0)
-        if rest[1:]:
+        if rest[1:] and not takes_files:
             _fail(f"{rest[1]}: not a flag; flags are written --name=value")
         if flags.FLAGS["verbosity"].using_default_value:
             # Below that orbax tells each of its steps, and prints pages before the error that it raises.
             flags.FLAGS.verbosity = logging.FATAL  # type: ignore[assignment]
         return rest
 
-    def guarded(_: list[str]) -> None:
+    def guarded(arguments: list[str]) -> None:
         try:
-            main()
+            main(arguments[1:]) if takes_files else main()
         except InputError as error:
             _fail(str(error))
         except OSError as error:  # a full disk, a folder that has gone

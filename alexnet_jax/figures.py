@@ -1,11 +1,12 @@
 """The paper's pictures."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
 BLUE, ORANGE = "#1f5fa8", "#d9631e"
@@ -55,6 +56,40 @@ def save_kernels(kernel: Float[np.ndarray, "window window 3 features"], file: Pa
     axes.set_axis_off()
     axes.set_title(f"{features} kernels of {window}×{window}×3, first layer", fontsize=9)
     _save(figure, file)
+
+
+def save_predictions(
+    images: Sequence[UInt8[np.ndarray, "size size 3"]],
+    tops: Sequence[Sequence[tuple[str, float]]],
+    labels: Sequence[str | None],
+    file: Path,
+    *,
+    columns: int = 4,
+) -> None:
+    """As Figure 4, left: each image, its true class where it is known, and the likeliest classes as bars, (class,
+    probability) each; that of the true class in another colour.
+    """
+    columns = min(columns, len(images))
+    rows, bars = -(-len(images) // columns), max(map(len, tops))
+    height = 2.2 + 0.2 * bars
+    figure = Figure(figsize=(2.2 * columns, height * rows), layout="constrained")
+    panels = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.0, 0.2 * bars] * rows)
+    for place, (image, top, label) in enumerate(zip(images, tops, labels, strict=True)):
+        above, below = panels[2 * (place // columns) :, place % columns][:2]
+        above.imshow(image)
+        above.set_title(_shortened(label or ""), fontsize=8)
+        for number, (name, probability) in enumerate(top):
+            below.barh(number, probability, color=ORANGE if name == label else BLUE, alpha=0.45)
+            below.text(0.01, number, _shortened(name), va="center", fontsize=7)
+        below.set_xlim(0, 1)
+        below.set_ylim(bars - 0.5, -0.5)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    _save(figure, file)
+
+
+def _shortened(text: str, characters: int = 30) -> str:
+    return text if len(text) <= characters else f"{text[: characters - 1]}…"
 
 
 def _save(figure: Figure, file: Path) -> None:

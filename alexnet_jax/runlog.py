@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -20,9 +21,10 @@ from tqdm import tqdm
 
 from alexnet_jax import figures
 from alexnet_jax.config import Config, InputError
+from alexnet_jax.datasets import Dataset
 from alexnet_jax.evaluate import Errors
 
-METRICS = "metrics.jsonl"
+METRICS, FACTS = "metrics.jsonl", "data.npz"
 _PROGRESS = "step {n_fmt}/{total_fmt} |{bar:20}| {desc} | {remaining} left"
 
 
@@ -67,6 +69,14 @@ def claim_workdir(workdir: Path, config: Config, fingerprint: str, *, exists: bo
             f"--workdir={workdir}: holds a run with other settings ({'; '.join(differing)}); "
             "give the old settings or another folder"
         )
+
+
+def keep_facts(workdir: Path, dataset: Dataset) -> None:
+    """What the network needs to know of its data set to be used without it: data.npz, in a run's folder."""
+    if not (workdir / FACTS).exists():
+        content = io.BytesIO()
+        np.savez(content, class_names=np.array(dataset.class_names), mean_image=dataset.statistics.mean_image)
+        write_whole(workdir / FACTS, content.getvalue())
 
 
 class RunLog:
@@ -202,11 +212,11 @@ def _commit() -> str | None:
         return None
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_whole(file: Path, content: str | bytes) -> None:
     """Writes a file so that a kill or a power cut leaves the old one or the new one, never half of it."""
     partial = file.with_name(f"{file.name}.partial")
-    with partial.open("w") as content:
-        content.write(text)
-        content.flush()
-        os.fsync(content.fileno())
+    with partial.open("wb") as written:
+        written.write(content if isinstance(content, bytes) else content.encode())
+        written.flush()
+        os.fsync(written.fileno())
     partial.replace(file)

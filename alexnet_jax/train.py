@@ -129,6 +129,7 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence
             raise InputError(f"--cache=device: the training images take {needed:.1f} GB on each device, of {room}")
     if parallel.is_first_host():
         runlog.claim_workdir(workdir, config, dataset.fingerprint())
+        runlog.keep_facts(workdir, dataset)
         print(
             f"{config.architecture}: {parameters:,} parameters; {dataset.path}: {images:,} training images, "
             f"{len(dataset.class_names)} classes; {_named(devices)}",

@@ -1,0 +1,153 @@
+"""Says what a trained network sees in pictures: its five likeliest classes, with their probabilities.
+
+  python -m alexnet_jax.predict --workdir=DIR photo.jpg more/*.png folder
+  python -m alexnet_jax.predict --workdir=DIR --views=10 --figure=seen.png photo.jpg
+
+DIR: of a run of alexnet_jax.main. A folder stands for all files below it. Where a picture lies in a folder with the
+name of a class, that counts as its true class.
+"""
+
+import dataclasses
+import glob
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from alexnet_jax import command
+from alexnet_jax.config import InputError, check_bounds, option
+from alexnet_jax.images import Pixels, upright_rgb
+
+if TYPE_CHECKING:
+    from alexnet_jax.trained import Trained
+
+BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The flags."""
+
+    workdir: str = option("", "folder of the run that trained the network")
+    checkpoint: str = option("latest", "which of its checkpoints: latest, best, or the number of a step")
+    views: int = option(1, "1: the centre of the picture; 10: averaged over corners, centre and their mirror images")
+    top: int = option(5, "how many classes are told", minimum=1)
+    json: bool = option(False, "one line of JSON for each picture")
+    figure: str = option("", "a file for a picture of the pictures and the answers, as the paper's Figure 4")
+
+    def __post_init__(self):
+        check_bounds(self)
+        if not self.workdir:
+            raise InputError("--workdir=DIR is needed: the folder of a run")
+        if self.views not in (1, 10):
+            raise InputError(f"--views={self.views}: must be 1 or 10")
+
+
+class Prediction(NamedTuple):
+    """Of one picture. top: (class, probability), the likeliest first. label: the true class, where it is known."""
+
+    file: str
+    pixels: Pixels
+    top: list[tuple[str, float]]
+    label: str | None
+
+
+def files_of(arguments: Sequence[str]) -> list[str]:
+    """The files that are meant: folders and patterns spelt out, in order."""
+    found: list[str] = []
+    for argument in arguments:
+        path = Path(argument).expanduser()
+        if path.is_dir():
+            below = sorted(file for file in path.rglob("*") if file.is_file())
+            found += [str(file) for file in below if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+        elif not path.exists() and glob.has_magic(argument):
+            found += sorted(glob.glob(str(path), recursive=True)) or [argument]
+        else:
+            found.append(argument)
+    return found
+
+
+def predictions(
+    network: "Trained", files: Sequence[str], *, views: int = 1, top: int = 5
+) -> Iterator[Prediction | InputError]:
+    """What a network sees in each file; for one that cannot be read, an InputError that names it."""
+    probabilities = network.make_probabilities(views=views)
+    for start in range(0, len(files), BATCH):
+        images = np.zeros((min(BATCH, len(files)), network.size, network.size, 3), np.uint8)
+        read = [_read(file, network.size) for file in files[start : start + BATCH]]
+        for image, pixels in zip(images, read, strict=False):
+            if not isinstance(pixels, InputError):
+                image[...] = pixels
+        rows = np.asarray(probabilities(network.params, images))
+        for file, pixels, row in zip(files[start:], read, rows, strict=False):
+            if isinstance(pixels, InputError):
+                yield pixels
+                continue
+            order = np.argsort(-row, kind="stable")[:top]
+            folder = Path(file).absolute().parent.name
+            yield Prediction(
+                file,
+                pixels,
+                [(network.class_names[index], float(row[index])) for index in order],
+                folder if folder in network.class_names else None,
+            )
+
+
+def _read(file: str, size: int) -> Pixels | InputError:
+    try:
+        return upright_rgb(Path(file).expanduser().read_bytes(), size)
+    except OSError as error:
+        return InputError(f"{file}: {error.strerror or error}")
+    except ValueError as error:
+        return InputError(f"{file}: {error}")
+
+
+def as_text(seen: Prediction) -> str:
+    label = f"  (true: {seen.label})" if seen.label else ""
+    return "\n".join([f"{seen.file}{label}", *(f"{p:7.1%}  {name}" for name, p in seen.top)])
+
+
+def as_json(seen: Prediction) -> str:
+    top = [{"class": name, "probability": round(probability, 6)} for name, probability in seen.top]
+    return json.dumps({"file": seen.file, "label": seen.label, "top": top}, ensure_ascii=False)
+
+
+def main() -> None:
+    command.define_flags(Options)
+    command.run(_predict, __doc__, takes_files=True)
+
+
+def _predict(arguments: Sequence[str]) -> None:
+    options = Options(**command.given_flags(Options))
+    if not arguments:
+        raise InputError("no picture is given: python -m alexnet_jax.predict --workdir=DIR photo.jpg more/*.png folder")
+    files = files_of(arguments)
+    if not files:
+        raise InputError(f"{arguments[0]}: there is no file in it")
+    # Here, so that --help and bad flags do not wait for it.
+    from alexnet_jax import figures, trained
+
+    network = trained.load(options.workdir, options.checkpoint)
+    seen, failed = [], 0
+    for prediction in predictions(network, files, views=options.views, top=options.top):
+        if isinstance(prediction, InputError):
+            print(f"error: {prediction}", file=sys.stderr, flush=True)
+            failed += 1
+            continue
+        print(as_json(prediction) if options.json else as_text(prediction), flush=True)
+        if options.figure:
+            seen.append(prediction)
+    if seen:
+        figures.save_predictions(
+            [of.pixels for of in seen], [of.top for of in seen], [of.label for of in seen],
+            Path(options.figure).expanduser(),
+        )  # fmt: skip
+    if failed:
+        raise InputError(f"{failed} of {len(files)} pictures cannot be read")
+
+
+if __name__ == "__main__":
+    main()

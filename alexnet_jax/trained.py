@@ -1,0 +1,103 @@
+"""A network as a run left it in its folder, to be used."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from alexnet_jax import checkpoint, evaluate, optim, runlog, train, xla
+from alexnet_jax.architectures import ARCHITECTURES, with_classes
+from alexnet_jax.config import Config, InputError
+from alexnet_jax.datasets import open_dataset
+from alexnet_jax.model import AlexNet
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A network, and what it must be fed.
+
+    step: of the checkpoint. class_names: of its outputs. mean_image: of its training images, which are as large.
+    params: as `net.apply` takes them.
+    """
+
+    workdir: Path
+    step: int
+    config: Config
+    class_names: tuple[str, ...]
+    mean_image: Float[np.ndarray, "size size 3"]
+    net: AlexNet
+    params: PyTree
+
+    @property
+    def size(self) -> int:
+        """Side of the images, before views are cut out of them."""
+        return len(self.mean_image)
+
+    def make_probabilities(
+        self, *, views: int = 1
+    ) -> Callable[[PyTree, UInt8[np.ndarray | Array, "n size size 3"]], Float[Array, "n classes"]]:
+        """The compiled function (params, images) → softmax outputs, averaged over the views: 1, or §4.1's 10."""
+        mean_image = jnp.asarray(self.mean_image, jnp.float32)
+        logits = evaluate.make_logits(
+            self.net.apply, mean_image, self.config.crop_size, views=views, center_mean=self.config.center_mean
+        )
+        return jax.jit(
+            lambda params, images: jax.nn.softmax(logits(params, images)), compiler_options=xla.compiler_options()
+        )
+
+
+def load(workdir: str | Path, checkpoint_step: str = "latest") -> Trained:
+    """The network of a run, which may still be running.
+
+    checkpoint_step: "latest", "best" (lowest validation top-1 error), or a step's number.
+
+    Raises InputError where the folder is not a run's, or the checkpoint is not there or damaged.
+    """
+    workdir = Path(workdir).expanduser()
+    config, class_names, mean_image = _facts(workdir)
+    outputs = config.num_classes or len(class_names)
+    class_names += tuple(f"output {number}" for number in range(len(class_names), outputs))
+    net = AlexNet(with_classes(ARCHITECTURES[config.architecture], outputs), jnp.dtype(config.precision))
+    optimizer = optim.sgd(
+        optim.learning_rates(config, steps_per_epoch=1.0), momentum=config.momentum, weight_decay=config.weight_decay,
+        decay_biases=config.decay_biases,
+    )  # fmt: skip
+    like = train.init_state(net, optimizer, crop_size=config.crop_size, seed=0)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
+    try:
+        step = checkpoints.step_of(checkpoint_step)
+        state = checkpoints.restore(step, like)
+    except checkpoint.Damaged as error:
+        raise InputError(f"{workdir}: the checkpoint of step {step} is damaged ({error})") from error
+    finally:
+        checkpoints.close()
+    return Trained(workdir, step, config, class_names, mean_image, net, state.params)
+
+
+def _facts(workdir: Path) -> tuple[Config, tuple[str, ...], np.ndarray]:
+    """Its config, and of its training images the classes and the mean."""
+    try:
+        saved = json.loads((workdir / "config.json").read_text())
+        config = Config.from_json(saved["config"])
+    except FileNotFoundError:
+        raise InputError(f"--workdir={workdir}: there is no run (no config.json)") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{workdir / 'config.json'}: cannot be read ({error})") from error
+    file = workdir / runlog.FACTS
+    try:
+        with np.load(file, allow_pickle=False) as facts:
+            return config, tuple(map(str, facts["class_names"])), facts["mean_image"]
+    except FileNotFoundError:  # of a run before there were such files
+        dataset = open_dataset(config.dataset)
+        if dataset.fingerprint() != saved["data"]:
+            raise InputError(
+                f"{file}: is missing, and {config.dataset} holds other images than it was trained on"
+            ) from None
+        return config, dataset.class_names, dataset.statistics.mean_image
+    except Exception as error:  # NumPy raises many types
+        raise InputError(f"{file}: cannot be read ({error})") from error

@@ -1,0 +1,179 @@
+"""What a trained network is used for: loading it from its workdir, and the command that looks at pictures."""
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import picture
+from PIL import Image
+
+from alexnet_jax import datasets, input_pipeline, predict, shards, train, trained
+from alexnet_jax.config import Config, InputError
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Pictures that the demo network can see; those of the validation split are unlike each other."""
+
+    def items(split, count):
+        for index in range(count):
+            label = index % 3
+            yield shards.Item(
+                f"{index}", f"{index}", label, functools.partial(picture, label, 1000 * split + index, 72)
+            )
+
+    path = tmp_path_factory.mktemp("prepared") / "colors"
+    splits = {"train": list(items(0, 24)), "validation": list(items(1, 18))}
+    datasets.write(path, ["red", "green", "blue"], splits, size=72)
+    return datasets.open_dataset(str(path))
+
+
+@pytest.fixture(scope="module")
+def workdir(dataset, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    config = Config(
+        architecture="demo", dataset=str(dataset.path), crop_size=67, batch_size=6, epochs=6.0, learning_rate=0.002,
+        center_mean=True, checkpoint_every=12,
+    )  # fmt: skip
+    train.train_and_evaluate(config, path, devices=jax.devices()[:1])
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(workdir):
+    return trained.load(workdir)
+
+
+def command(*arguments):
+    process = [sys.executable, "-m", "alexnet_jax.predict", *map(str, arguments)]
+    return subprocess.run(process, capture_output=True, text=True, timeout=200)
+
+
+def test_what_is_loaded_answers_as_it_was_evaluated(workdir, dataset, network):
+    result = json.loads((workdir / "result.json").read_text())
+    batch = input_pipeline.whole_split(dataset, "validation")
+    found = np.asarray(network.make_probabilities()(network.params, batch.images))
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
+    assert np.mean(found.argmax(1) != batch.labels) == result["top1_error"]
+    of_label = found[np.arange(18), batch.labels].astype(np.float64)
+    assert -np.log(of_label).mean() == pytest.approx(result["nll"], rel=1e-4)
+    assert (network.step, network.class_names) == (result["steps"], ("red", "green", "blue"))
+
+
+def test_the_command_answers_for_a_validation_image_as_the_evaluation_does(tmp_path, workdir, dataset, network):
+    (tmp_path / "blue").mkdir()
+    batch = input_pipeline.whole_split(dataset, "validation")
+    Image.fromarray(batch.images[2]).save(tmp_path / "blue" / "a.png")
+    Image.fromarray(batch.images[3]).save(tmp_path / "blue" / "b.png", exif=turned(8))
+    Image.fromarray(batch.images[4]).convert("L").save(tmp_path / "c.jpg")
+    Image.fromarray(batch.images[5]).convert("RGBA").resize((100, 80)).save(tmp_path / "d.webp")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8nothing")
+    (tmp_path / ".hidden.jpg").write_bytes(b"")
+    process = command(f"--workdir={workdir}", "--json", "--top=2", f"--figure={tmp_path / 'seen.png'}", tmp_path)
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1] == "error: 1 of 5 pictures cannot be read"
+    assert process.stderr.startswith(f"error: {tmp_path / 'broken.jpg'}: ")
+    seen = {os.path.basename(line["file"]): line for line in map(json.loads, process.stdout.splitlines())}
+    assert {name: line["label"] for name, line in seen.items()} == {
+        "a.png": "blue", "b.png": "blue", "c.jpg": None, "d.webp": None
+    }  # fmt: skip
+    probabilities = network.make_probabilities()(network.params, np.stack([batch.images[2], np.rot90(batch.images[3])]))
+    for name, row in zip(("a.png", "b.png"), np.asarray(probabilities), strict=True):
+        assert [of["class"] for of in seen[name]["top"]] == [network.class_names[i] for i in np.argsort(-row)[:2]]
+        np.testing.assert_allclose([of["probability"] for of in seen[name]["top"]], np.sort(row)[:0:-1], atol=2e-6)
+    with Image.open(tmp_path / "seen.png") as drawn:
+        assert drawn.width > 1000
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def test_more_pictures_than_a_batch_and_ten_views(tmp_path, dataset, network):
+    batch = input_pipeline.whole_split(dataset, "validation")
+    for number, image in enumerate(batch.images):
+        Image.fromarray(image).save(tmp_path / f"{number:02}.png")
+    files = predict.files_of([str(tmp_path)])
+    found = list(predict.predictions(network, files, views=10, top=1))
+    expected = np.asarray(network.make_probabilities(views=10)(network.params, batch.images))
+    assert [of.top[0][0] for of in found] == [network.class_names[index] for index in expected.argmax(1)]
+    np.testing.assert_allclose([of.top[0][1] for of in found], expected.max(1), rtol=1e-4)
+
+
+def test_files_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.png", "more/a.png", "more/.cache/x.png", "more/deep/c.jpg", "[1].png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert predict.files_of(["more", "b.png"]) == ["more/a.png", "more/deep/c.jpg", "b.png"]
+    assert predict.files_of(["**/*.png", "[1].png", "none*.png"]) == [
+        "[1].png",
+        "b.png",
+        "more/a.png",
+        "[1].png",
+        "none*.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.jpg"], "--workdir=DIR is needed"),
+        (["--workdir=nowhere"], "no picture is given"),
+        (["--workdir=nowhere", "a.jpg"], "--workdir=nowhere: there is no run (no config.json)"),
+        (["--workdir=nowhere", "--views=3", "a.jpg"], "--views=3: must be 1 or 10"),
+    ],
+)
+def test_bad_flags_are_one_line(arguments, message):
+    process = command(*arguments)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith(f"error: {message}")
+    assert process.stderr.count("\n") == 1
+
+
+def test_which_checkpoint(workdir, network):
+    steps = sorted(int(entry.name) for entry in (workdir / "checkpoints").iterdir() if entry.name.isdigit())
+    assert network.step == steps[-1] == 24
+    other = trained.load(workdir, str(steps[0]))
+    assert other.step == steps[0]
+    assert not np.array_equal(other.params["fc8"]["kernel"], network.params["fc8"]["kernel"])
+    assert trained.load(workdir, "best").step == json.loads((workdir / "result.json").read_text())["best_checkpoint"]
+    with pytest.raises(InputError, match=r"has no checkpoint '7'; there are latest, best, 12, 24"):
+        trained.load(workdir, "7")
+
+
+def test_a_run_that_is_still_writing_is_left_alone(workdir, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    half_written = copy / "checkpoints" / "30.orbax-checkpoint-tmp-1"
+    half_written.mkdir()
+    assert trained.load(copy).step == 24
+    assert half_written.exists()
+
+
+def test_a_run_of_before_data_npz_is_read_by_its_data_set(workdir, dataset, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    (copy / "data.npz").unlink()
+    assert trained.load(copy).class_names == dataset.class_names
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "data": "others"}))
+    with pytest.raises(InputError, match=r"data.npz: is missing, and .* holds other images than it was trained on"):
+        trained.load(copy)
+
+
+@pytest.mark.parametrize("file", ["config.json", "data.npz"])
+def test_a_damaged_file_is_named(workdir, tmp_path, file):
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    (copy / file).write_bytes(b"{")
+    with pytest.raises(InputError, match=rf"{file}: cannot be read"):
+        trained.load(copy)
