@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from matplotlib.figure import Figure
 
 BLUE, ORANGE = "#1f5fa8", "#d9631e"
@@ -85,6 +85,24 @@ def save_predictions(
         below.set_ylim(bars - 0.5, -0.5)
     for axes in panels.flat:
         axes.set_axis_off()
+    _save(figure, file)
+
+
+def save_confusion(counts: Int[np.ndarray, "classes classes"], class_names: Sequence[str], file: Path) -> None:
+    """How often each class (row) was taken for each other (column), in shares of its images; named where few."""
+    classes = len(class_names)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 3.0 + (0.25 * classes if classes <= 40 else 5)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    if classes <= 40:
+        names = [_shortened(name, 20) for name in class_names]
+        axes.set_xticks(range(classes), names, rotation=90, fontsize=7)
+        axes.set_yticks(range(classes), names, fontsize=7)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("true class")
+    figure.colorbar(drawn, shrink=0.6, label="share of the class's images")
     _save(figure, file)
 
 

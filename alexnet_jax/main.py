@@ -6,9 +6,15 @@
 
 A preset fills in every setting; each flag given beside it replaces one. The same command given again
 continues a run that was stopped.
+
+  python -m alexnet_jax.main --mode=evaluate --workdir=DIR[,DIR,…] --views=10
+
+evaluates what runs have left, each alone and averaged (§6).
 """
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 from alexnet_jax import command
 from alexnet_jax.config import PRESETS, Config, InputError, check_bounds, option
@@ -18,9 +24,18 @@ from alexnet_jax.config import PRESETS, Config, InputError, check_bounds, option
 class Options:
     """The flags beside those of Config."""
 
-    workdir: str = option("", "folder of the run: made where it is missing, continued where it is not")
+    workdir: str = option(
+        "", "folder of the run: made where it is missing, continued where it is not; to evaluate: one or several, "
+        "comma-separated, or answers.npz of earlier evaluations",
+    )  # fmt: skip
     preset: str = option("demo", f"settings to start from: {' or '.join(PRESETS)}")
 
+    mode: str = option("train", "train, and evaluate at the end; or evaluate: only that, of runs that are there")
+    views: int = option(1, "to evaluate: 1, the centre of each image, or 10, as in §4.1")
+    checkpoint: str = option("latest", "to evaluate: which of the run's: latest, best, or the number of a step")
+    split: str = option("validation", "to evaluate: of the data set")
+    weights: tuple[float, ...] = option((), "to evaluate: of each --workdir in the average; none: all alike")
+    output: str = option("", "to evaluate: where to write; none: 'evaluation' in the first --workdir")
     compilation_cache: str = option(
         "",
         "a folder: the compiled program is kept there, and starts sooner the next time, in this or another --workdir",
@@ -42,6 +57,10 @@ class Options:
         check_bounds(self)
         if not self.workdir:
             raise InputError("--workdir=DIR is needed: the folder of the run")
+        if self.mode not in ("train", "evaluate"):
+            raise InputError(f"--mode={self.mode}: must be train or evaluate")
+        if self.views not in (1, 10):
+            raise InputError(f"--views={self.views}: must be 1 or 10")
         if self.preset not in PRESETS:
             raise InputError(f"--preset={self.preset}: unknown; there are {', '.join(PRESETS)}")
         if self.coordinator and not 0 <= self.process_id < self.num_processes:
@@ -57,21 +76,44 @@ class Options:
 def main() -> None:
     command.define_flags(Options)
     command.define_flags(Config, PRESETS)
-    command.run(_train, __doc__)
+    command.run(_run, __doc__)
 
 
-def _train() -> None:
+def _run() -> None:
     options = Options(**command.given_flags(Options))
-    config = dataclasses.replace(PRESETS[options.preset], **command.given_flags(Config))
+    given = command.given_flags(Config)
+    config = dataclasses.replace(PRESETS[options.preset], **given)
     # Here, so that --help and bad flags do not wait for it.
     import jax
 
+    if options.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", options.compilation_cache)
+    if options.mode == "evaluate":
+        _evaluate(options, **given)
+    else:
+        jax.config.update("jax_debug_nans", options.debug_nans)
+        _train(options, config)
+
+
+def _evaluate(options: Options, *, dataset: str = "", batch_size: int = 128, **others: Any) -> None:
+    from alexnet_jax.ensemble import evaluate_networks
+
+    if others:
+        raise InputError(f"--{next(iter(others))}: not with --mode=evaluate, which takes it from the run")
+    sources = [source for source in options.workdir.split(",") if source] or [options.workdir]
+    if not options.output and sources[0].endswith(".npz"):
+        raise InputError("--output=DIR is needed where the first of --workdir is a file")
+    evaluate_networks(
+        sources, Path(options.output or Path(sources[0], "evaluation")).expanduser(), views=options.views,
+        checkpoint=options.checkpoint, split=options.split, dataset=dataset, weights=options.weights,
+        batch_size=batch_size,
+    )  # fmt: skip
+
+
+def _train(options: Options, config: Config) -> None:
     from alexnet_jax import parallel
     from alexnet_jax.train import train_and_evaluate
 
-    jax.config.update("jax_debug_nans", options.debug_nans)
-    if options.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", options.compilation_cache)
     if options.distributed or options.coordinator:
         parallel.start_hosts(options.coordinator, options.num_processes, options.process_id)
     train_and_evaluate(config, options.workdir)

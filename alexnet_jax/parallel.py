@@ -115,6 +115,11 @@ def total(tree: PyTree) -> PyTree:
     return lax.psum(tree, AXIS)
 
 
+def gathered(tree: PyTree) -> PyTree:
+    """Inside a step: the rows of all devices, in their order."""
+    return lax.all_gather(tree, AXIS, tiled=True)
+
+
 def image_keys(key: Key[Array, ""], images: int, *, chunk: int = 1) -> Key[Array, "{images}"]:
     """Inside a step: one key for each of this device's images, the same for an image on any number of devices.
 

@@ -38,14 +38,18 @@ class Trained:
         """Side of the images, before views are cut out of them."""
         return len(self.mean_image)
 
+    def make_logits(self, *, views: int = 1) -> Callable[[PyTree, UInt8[Array, "n size size 3"]], Array]:
+        """As `evaluate.make_logits`: 1 view, or §4.1's 10."""
+        mean_image = jnp.asarray(self.mean_image, jnp.float32)
+        return evaluate.make_logits(
+            self.net.apply, mean_image, self.config.crop_size, views=views, center_mean=self.config.center_mean
+        )
+
     def make_probabilities(
         self, *, views: int = 1
     ) -> Callable[[PyTree, UInt8[np.ndarray | Array, "n size size 3"]], Float[Array, "n classes"]]:
-        """The compiled function (params, images) → softmax outputs, averaged over the views: 1, or §4.1's 10."""
-        mean_image = jnp.asarray(self.mean_image, jnp.float32)
-        logits = evaluate.make_logits(
-            self.net.apply, mean_image, self.config.crop_size, views=views, center_mean=self.config.center_mean
-        )
+        """The compiled function (params, images) → softmax outputs, averaged over the views."""
+        logits = self.make_logits(views=views)
         return jax.jit(
             lambda params, images: jax.nn.softmax(logits(params, images)), compiler_options=xla.compiler_options()
         )
