@@ -38,6 +38,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
             read_only=read_only,
+            save_interval_steps=0 if read_only else 1,
             cleanup_tmp_directories=not read_only,  # what a kill left half-written is removed at the next start
             best_fn=lambda metrics: metrics["top1_error"],
             best_mode="min",

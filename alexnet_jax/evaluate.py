@@ -70,12 +70,13 @@ def make_logits(
     def logits(params: PyTree, images: Array) -> Array:
         if views == 1:
             return of_view(params, center_view(subtract_mean(images, mean_image), crop_size))
+        means = ten_views(mean_image[None], crop_size)[:, 0]
         if center_mean:
-            center = center_view(mean_image[None], crop_size)[0]
-            all_views = jax.vmap(lambda view: subtract_mean(view, center))(ten_views(images, crop_size))
-        else:
-            all_views = ten_views(subtract_mean(images, mean_image), crop_size)
-        answers = lax.map(lambda view: jax.nn.log_softmax(of_view(params, view)), all_views)
+            means = jnp.broadcast_to(center_view(mean_image[None], crop_size), means.shape)
+        answers = lax.map(
+            lambda view_and_mean: jax.nn.log_softmax(of_view(params, subtract_mean(*view_and_mean))),
+            (ten_views(images, crop_size), means),
+        )
         return jax.nn.logsumexp(answers, axis=0) - math.log(views)
 
     return logits

@@ -77,10 +77,10 @@ def save_predictions(
     for place, (image, top, label) in enumerate(zip(images, tops, labels, strict=True)):
         above, below = panels[2 * (place // columns) :, place % columns][:2]
         above.imshow(image)
-        above.set_title(_shortened(label or ""), fontsize=8)
+        above.set_title(_shortened(label or ""), fontsize=8, parse_math=False)
         for number, (name, probability) in enumerate(top):
             below.barh(number, probability, color=ORANGE if name == label else BLUE, alpha=0.45)
-            below.text(0.01, number, _shortened(name), va="center", fontsize=7)
+            below.text(0.01, number, _shortened(name), va="center", fontsize=7, parse_math=False)
         below.set_xlim(0, 1)
         below.set_ylim(bars - 0.5, -0.5)
     for axes in panels.flat:

@@ -83,7 +83,8 @@ def _with_onednn_backward(
     stride: int, padding: tuple[int, int], groups: int, saved: tuple, gradient: Array
 ) -> tuple[Array, Array]:
     """At stride 1 the input's gradient is itself a convolution: of the output's gradient, padded to the full overlap,
-    with the kernel turned by 180° and its channels and features exchanged. oneDNN is no faster at the kernel's.
+    with the kernel turned by 180° and its channels and features exchanged. For the kernel's, oneDNN has a function that
+    XLA cannot call.
     """
     x, kernel = saved
     of_kernel = jax.linear_transpose(lambda kernel: _with_xla(x, kernel, stride, padding, groups), kernel)(gradient)[0]

@@ -38,7 +38,8 @@ class Options:
     output: str = option("", "to evaluate: where to write; none: 'evaluation' in the first --workdir")
     compilation_cache: str = option(
         "",
-        "a folder: the compiled program is kept there, and starts sooner the next time, in this or another --workdir",
+        "a folder: the compiled program is kept there, and starts sooner the next time, in this or another --workdir; "
+        "on a CPU the convolutions are then others, slower, and round otherwise",
     )
     distributed: bool = option(
         False,

@@ -106,7 +106,8 @@ class LayerSummary(NamedTuple):
 def summary(layers: Layers, image_size: int = 224) -> list[LayerSummary]:
     """One row a layer for one image of `image_size`²: shape after the layer's last step, parameters, multiply-adds.
 
-    Nothing is computed. Raises ValueError, naming the layer, where the table is impossible or the image too small.
+    Nothing of the network is computed. Raises ValueError, naming the layer, where the table is impossible or the image
+    too small.
     """
     check(layers)
     rows = []

@@ -5,7 +5,6 @@ XLA leaves it unused here, so it is called by its name, in those jaxlibs for whi
 
 import functools
 import json
-from typing import Any
 
 import jax
 import jaxlib
@@ -67,13 +66,6 @@ def convolution(
         jax.ShapeDtypeStruct((len(x), *places, features), x.dtype),
         vmap_method="sequential",
         custom_call_api_version=1,
-        legacy_backend_config=json.dumps({"onednn_conv_config": _numbers_as_strings(config)}),
+        legacy_backend_config=json.dumps({"onednn_conv_config": config}),
     )
     return call(x, kernel)
-
-
-def _numbers_as_strings(of: Any) -> Any:
-    """As protocol buffers' JSON has 64-bit integers."""
-    if isinstance(of, dict):
-        return {name: _numbers_as_strings(value) for name, value in of.items()}
-    return [_numbers_as_strings(value) for value in of] if isinstance(of, list) else str(of)

@@ -95,6 +95,18 @@ def learning_rates(config: Config, steps_per_epoch: float) -> dict[str, optax.Sc
     }
 
 
+def of_config(
+    config: Config, steps_per_epoch: float, weight_decay: Mapping[str, float] | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """`sgd` as the config has it. weight_decay: instead of the config's, by parameter."""
+    return sgd(
+        learning_rates(config, steps_per_epoch),
+        momentum=config.momentum,
+        weight_decay=config.weight_decay if weight_decay is None else weight_decay,
+        decay_biases=config.decay_biases,
+    )
+
+
 class Plateau(NamedTuple):
     """Of the plateau rule: what multiplies the learning rates; the lowest error; how many evaluations since that."""
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from alexnet_jax.trained import Trained
 
 BATCH = 16
+FIGURES, MOST_IN_A_FIGURE = (".png", ".pdf", ".svg"), 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Options:
     views: int = option(1, "1: the centre of the picture; 10: averaged over corners, centre and their mirror images")
     top: int = option(5, "how many classes are told", minimum=1)
     json: bool = option(False, "one line of JSON for each picture")
-    figure: str = option("", "a file for a picture of the pictures and the answers, as the paper's Figure 4")
+    figure: str = option("", "a .png, .pdf or .svg of the pictures (400 at most) and answers, as in Figure 4")
 
     def __post_init__(self):
         check_bounds(self)
@@ -44,6 +45,8 @@ class Options:
             raise InputError("--workdir=DIR is needed: the folder of a run")
         if self.views not in (1, 10):
             raise InputError(f"--views={self.views}: must be 1 or 10")
+        if self.figure and Path(self.figure).suffix.lower() not in FIGURES:
+            raise InputError(f"--figure={self.figure}: must end in {', '.join(FIGURES)}")
 
 
 class Prediction(NamedTuple):
@@ -77,12 +80,13 @@ def predictions(
     probabilities = network.make_probabilities(views=views)
     for start in range(0, len(files), BATCH):
         images = np.zeros((min(BATCH, len(files)), network.size, network.size, 3), np.uint8)
-        read = [_read(file, network.size) for file in files[start : start + BATCH]]
+        batch = files[start : start + BATCH]
+        read = [_read(file, network.size) for file in batch]
         for image, pixels in zip(images, read, strict=False):
             if not isinstance(pixels, InputError):
                 image[...] = pixels
-        rows = np.asarray(probabilities(network.params, images))
-        for file, pixels, row in zip(files[start:], read, rows, strict=False):
+        rows = np.asarray(probabilities(images))[: len(batch)]
+        for file, pixels, row in zip(batch, read, rows, strict=True):
             if isinstance(pixels, InputError):
                 yield pixels
                 continue
@@ -131,14 +135,15 @@ def _predict(arguments: Sequence[str]) -> None:
     from alexnet_jax import figures, trained
 
     network = trained.load(options.workdir, options.checkpoint)
-    seen, failed = [], 0
+    seen: list[Prediction] = []
+    failed = 0
     for prediction in predictions(network, files, views=options.views, top=options.top):
         if isinstance(prediction, InputError):
             print(f"error: {prediction}", file=sys.stderr, flush=True)
             failed += 1
             continue
         print(as_json(prediction) if options.json else as_text(prediction), flush=True)
-        if options.figure:
+        if options.figure and len(seen) < MOST_IN_A_FIGURE:
             seen.append(prediction)
     if seen:
         figures.save_predictions(

@@ -105,8 +105,8 @@ def make_train_step(
 def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None) -> Errors:
     """A whole run in `workdir`, or the rest of one that was stopped there; returns its errors on the validation split.
 
-    Leaves config.json, metrics.jsonl, tensorboard/, checkpoints/, figures/ and result.json. Raises InputError,
-    before anything starts, where the config cannot be run.
+    Leaves config.json, data.npz, metrics.jsonl, tensorboard/, checkpoints/, figures/ and result.json. Raises
+    InputError, before anything starts, where the config cannot be run.
 
     devices: over which to spread each batch; by default all, of all hosts.
     """
@@ -168,9 +168,7 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
         for interval in (config.log_every, config.evaluate_every, config.checkpoint_every)
     )
     rates = optim.learning_rates(config, float(steps_per_epoch))
-    optimizer = optim.sgd(
-        rates, momentum=config.momentum, weight_decay=config.weight_decay, decay_biases=config.decay_biases
-    )
+    optimizer = optim.of_config(config, float(steps_per_epoch))
     mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
     pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
     step_on_one = make_train_step(net, optimizer, mean_image, pca, config, float(steps_per_epoch))

@@ -1,6 +1,7 @@
 """A network as a run left it in its folder, to be used."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -47,12 +48,13 @@ class Trained:
 
     def make_probabilities(
         self, *, views: int = 1
-    ) -> Callable[[PyTree, UInt8[np.ndarray | Array, "n size size 3"]], Float[Array, "n classes"]]:
-        """The compiled function (params, images) → softmax outputs, averaged over the views."""
+    ) -> Callable[[UInt8[np.ndarray | Array, "n size size 3"]], Float[Array, "n classes"]]:
+        """The compiled function images → softmax outputs, averaged over the views."""
         logits = self.make_logits(views=views)
-        return jax.jit(
+        compiled = jax.jit(
             lambda params, images: jax.nn.softmax(logits(params, images)), compiler_options=xla.compiler_options()
         )
+        return functools.partial(compiled, self.params)
 
 
 def load(workdir: str | Path, checkpoint_step: str = "latest") -> Trained:
@@ -64,14 +66,12 @@ def load(workdir: str | Path, checkpoint_step: str = "latest") -> Trained:
     """
     workdir = Path(workdir).expanduser()
     config, class_names, mean_image = _facts(workdir)
+    if config.architecture not in ARCHITECTURES:
+        raise InputError(f"{workdir}: its architecture '{config.architecture}' is unknown here")
     outputs = config.num_classes or len(class_names)
     class_names += tuple(f"output {number}" for number in range(len(class_names), outputs))
     net = AlexNet(with_classes(ARCHITECTURES[config.architecture], outputs), jnp.dtype(config.precision))
-    optimizer = optim.sgd(
-        optim.learning_rates(config, steps_per_epoch=1.0), momentum=config.momentum, weight_decay=config.weight_decay,
-        decay_biases=config.decay_biases,
-    )  # fmt: skip
-    like = train.init_state(net, optimizer, crop_size=config.crop_size, seed=0)
+    like = train.init_state(net, optim.of_config(config, 1.0), crop_size=config.crop_size, seed=0)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
     try:
         step = checkpoints.step_of(checkpoint_step)
@@ -80,17 +80,17 @@ def load(workdir: str | Path, checkpoint_step: str = "latest") -> Trained:
         raise InputError(f"{workdir}: the checkpoint of step {step} is damaged ({error})") from error
     finally:
         checkpoints.close()
-    return Trained(workdir, step, config, class_names, mean_image, net, state.params)
+    return Trained(workdir, step, config, class_names, mean_image, net, jax.device_put(state.params))
 
 
 def _facts(workdir: Path) -> tuple[Config, tuple[str, ...], np.ndarray]:
     """Its config, and of its training images the classes and the mean."""
     try:
         saved = json.loads((workdir / "config.json").read_text())
-        config = Config.from_json(saved["config"])
+        config, fingerprint = Config.from_json(saved["config"]), saved["data"]
     except FileNotFoundError:
         raise InputError(f"--workdir={workdir}: there is no run (no config.json)") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{workdir / 'config.json'}: cannot be read ({error})") from error
     file = workdir / runlog.FACTS
     try:
@@ -98,7 +98,7 @@ def _facts(workdir: Path) -> tuple[Config, tuple[str, ...], np.ndarray]:
             return config, tuple(map(str, facts["class_names"])), facts["mean_image"]
     except FileNotFoundError:  # of a run before there were such files
         dataset = open_dataset(config.dataset)
-        if dataset.fingerprint() != saved["data"]:
+        if dataset.fingerprint() != fingerprint:
             raise InputError(
                 f"{file}: is missing, and {config.dataset} holds other images than it was trained on"
             ) from None

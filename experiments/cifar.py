@@ -10,7 +10,7 @@ import functools
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,11 @@ CONV_LOCAL_11: Layers = tuple(
 )
 
 
-class Some(Sequence):
-    """Every so-manieth of the examples of a split."""
+class OneIn(Records):
+    """One in n examples of a split: the first, and each n-th after it."""
 
-    def __init__(self, records: Records, every: int):
-        self._records, self._numbers = records, range(0, len(records), every)
+    def __init__(self, n: int, records: Records):
+        self._records, self._numbers = records, range(0, len(records), n)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -85,25 +85,20 @@ class Run:
     """One training run, a step at a time, on the images as they lie on the device.
 
     config: of the package; its dataset and crop_size must be given. decay: instead of its weight_decay, by parameter.
-    every: trains on each so-manieth image only.
+    one_in: of so many training images one is used; their mean is that of all.
     """
 
-    def __init__(self, layers: Layers, config: Config, decay: Mapping[str, float] | None = None, every: int = 1):
+    def __init__(self, layers: Layers, config: Config, decay: Mapping[str, float] | None = None, one_in: int = 1):
         self.config = dataclasses.replace(config, cache="device")
         dataset = open_dataset(config.dataset)
-        splits = {**dataset.splits, "train": Some(dataset.splits["train"], every)}
+        splits = {**dataset.splits, "train": OneIn(one_in, dataset.splits["train"])}
         self.dataset: Dataset = dataclasses.replace(dataset, splits=splits)
         self.steps_per_epoch = len(self.dataset.splits["train"]) / config.batch_size
         self.devices = parallel.all_devices()
         self.net = AlexNet(layers, jnp.dtype(config.precision))
         self.mean_image = jnp.asarray(self.dataset.statistics.mean_image, jnp.float32)
         pca = jnp.asarray(self.dataset.statistics.color_pca, jnp.float32)
-        optimizer = optim.sgd(
-            optim.learning_rates(config, self.steps_per_epoch),
-            momentum=config.momentum,
-            weight_decay=config.weight_decay if decay is None else decay,
-            decay_biases=config.decay_biases,
-        )
+        optimizer = optim.of_config(config, self.steps_per_epoch, decay)
         step = train.make_train_step(self.net, optimizer, self.mean_image, pca, self.config, self.steps_per_epoch)
         self._step, self._read = train.with_input(step, self.config, self.dataset, self.devices)
         state = train.init_state(self.net, optimizer, crop_size=config.crop_size, seed=config.seed)
@@ -145,12 +140,20 @@ def smoothed(errors: list[float]) -> list[float]:
 def check_quick(name: str, found: dict[str, float]) -> None:
     """Says whether errors are within QUICK_BAND of those kept in results/; keeps them where there are none."""
     if not (RESULTS / f"{name}_quick.json").exists():
+        print("there was no result to compare with; kept now:", found)
         save(f"{name}_quick", errors=found)
+        return
     kept = log(f"{name}_quick")["errors"]
     for of, error in found.items():
         print(f"{of}: {error:.1%}; kept: {kept[of]:.1%}")
     if any(abs(found[of] - kept[of]) > QUICK_BAND for of in kept):
-        sys.exit(f"differs by more than {QUICK_BAND:.1%}")
+        sys.exit(f"differs by more than {100 * QUICK_BAND:g} points")
+
+
+def error_after(run: Run, steps: int, split: str) -> float:
+    """Top-1 error on a split after the first steps."""
+    list(run.epochs(steps / run.steps_per_epoch, every=steps))
+    return run.errors(split).top1_error
 
 
 def remembered(file: Path, dataset: str, compute: Callable[[], Any]) -> dict[str, Any]:

@@ -1,24 +1,18 @@
 """Tables and pictures of the experiments on CIFAR-10, from the logs in results/; tables.py writes them."""
 
 import statistics
-from collections.abc import Iterable
 from typing import Any
 
 import lrn_cifar10
 import overfitting
 import relu_vs_tanh
+from cifar import smoothed
 from matplotlib.figure import Figure
-from record import RESULTS, log, table, where
+from record import RESULTS, log, mean_and_std, table, where
 
 from alexnet_jax.figures import BLUE, ORANGE
 
 PICTURES = RESULTS.parent / "figures"
-
-
-def mean_and_std(values: Iterable[float], form: str = ".1f") -> str:
-    values = list(values)
-    spread = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{form}}{spread}"
 
 
 def of_trainings(kept: list[dict[str, Any]]) -> str:
@@ -43,11 +37,13 @@ def figure1() -> str:
             reached = [epoch for epoch in found if epoch is not None]
             missed = f", {len(found) - len(reached)} of {len(found)} never" if len(reached) < len(found) else ""
             cells += [rate, (mean_and_std(reached) if reached else "–") + missed]
-        pairs = [(relu, tanh) for relu, tanh in zip(epochs["ReLU"][0], epochs["tanh"][0], strict=True) if relu and tanh]
-        rows.append([*cells, mean_and_std(tanh / relu for relu, tanh in pairs) if pairs else "–"])
+        pairs = zip(epochs["ReLU"][0], epochs["tanh"][0], strict=True)
+        ratios = [tanh / relu for relu, tanh in pairs if None not in (relu, tanh)]
+        rows.append([*cells, mean_and_std(ratios) if ratios else "–"])
     header = ["network", "ReLU: rate", "epochs to 25 %", "tanh: rate", "epochs to 25 %", "times faster (paper: six)"]
     seeds = len(kept) // len(rows) // 2
-    return f"{table(header, rows)}\n\nMean ± standard deviation of {seeds} seeds; {of_trainings(kept)}."
+    note = f"Mean ± standard deviation of {seeds} seeds, of which the first has chosen the rate; {of_trainings(kept)}."
+    return f"{table(header, rows)}\n\n{note}"
 
 
 def draw_figure1() -> Figure:
@@ -56,7 +52,7 @@ def draw_figure1() -> Figure:
     for axes, network in zip(panels, relu_vs_tanh.NETWORKS, strict=True):
         for name, style in (("ReLU", "-"), ("tanh", "--")):
             for number, of in enumerate(log("relu_vs_tanh")["results"][f"{network}, {name}"]["curves"]):
-                errors = relu_vs_tanh.smoothed(of["result"]["errors"])
+                errors = smoothed(of["result"]["errors"])
                 axes.plot(of["result"]["epochs"][:-1], errors[:-1], style, color="black", linewidth=0.9,
                           label=None if number else name)  # fmt: skip
         axes.axhline(relu_vs_tanh.TARGET, color="0.6", linewidth=0.8)
@@ -73,8 +69,8 @@ def draw_figure1() -> Figure:
 def lrn_on_cifar10() -> str:
     """Test errors of the networks of "13 % → 11 %", by length of the training."""
     rows, kept = [], []
-    for file in sorted(RESULTS.glob("lrn_cifar10_*_epochs.json"), reverse=True):
-        values = log(file.stem)
+    logs = [log(file.stem) for file in RESULTS.glob("lrn_cifar10_*_epochs.json")]
+    for values in sorted(logs, key=lambda values: -values["epochs"]):
         for network in lrn_cifar10.NETWORKS:
             of = [training["result"] for training in values["results"][network]]
             kept += values["results"][network]
@@ -136,7 +132,7 @@ def draw_overfitting() -> Figure:
 
 def draw() -> None:
     """The pictures of what has been run."""
-    PICTURES.mkdir(exist_ok=True)
     for name, drawn in {"relu_vs_tanh": draw_figure1, "overfitting": draw_overfitting}.items():
         if (RESULTS / f"{name}.json").exists():
+            PICTURES.mkdir(exist_ok=True)
             drawn().savefig(PICTURES / f"{name}.png", dpi=150)

@@ -10,7 +10,7 @@ normalisation of the second is run as well. 24 × 24 crops and reflections, ten 
 four of the five files and 150 on all (here 430 on all) were followed by 10 at a tenth of the rate and 10 at a
 hundredth; a shorter run has its drops at the same parts, but no less than an epoch each. Expected with the whole
 schedule: within a point of 13 % and 11 %. Finished trainings stay in DIR; the same command goes on after them.
---network=… does a part, so that several processes can share the work.
+--network=… does a part, so that several processes can share the work; the command without it then writes the log.
 
 --quick trains without and with normalisation for 100 steps, and says whether the errors are those kept in results/.
 """
@@ -20,7 +20,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from cifar import CONV_LOCAL, CONV_LOCAL_11, Run, check_quick, remembered, with_normalization
+from cifar import CONV_LOCAL, CONV_LOCAL_11, Run, check_quick, error_after, remembered, with_normalization
 from record import save
 
 from alexnet_jax import Config
@@ -61,12 +61,10 @@ def trained(network: str, dataset: str, seed: int, epochs: float) -> dict[str, A
 
 def quick(dataset: str) -> dict[str, float]:
     """The test error, one view, after 100 steps."""
-    errors = {}
-    for network in ("13 % network", "with normalisation alone"):
-        run = start(network, dataset, seed=0, drops=())
-        for _ in run.epochs(100 / run.steps_per_epoch, every=1):
-            errors[network] = run.errors("validation").top1_error
-    return errors
+    return {
+        network: error_after(start(network, dataset, seed=0, drops=()), 100, "validation")
+        for network in ("13 % network", "with normalisation alone")
+    }
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ dense layer of 512, no weight decay, one rate throughout. Four runs: neither cur
 Every three epochs the errors on the training images and on the test set, of whole images or, where the crops are
 random, of the centre. Expected: without a cure the training error goes to zero and the test error stays up, and the
 loss there rises; either cure lowers it, and the training takes longer. Finished trainings stay in DIR; the same command
-goes on after them. --name=… does a part, so that several processes can share the work.
+goes on after them. --name=… does a part, so that several processes can share the work; the command without it then
+writes the log.
 
 --quick trains without a cure and with both for 200 steps, and says whether the errors are those kept in results/.
 """
@@ -19,7 +20,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from cifar import THREE_CONV, Run, check_quick, remembered, smoothed
+from cifar import THREE_CONV, Run, check_quick, error_after, remembered, smoothed
 from record import save
 
 from alexnet_jax import Config
@@ -44,7 +45,7 @@ def start(dataset: str, seed: int, augmented: bool, dropped: bool) -> Run:
         dataset=dataset, crop_size=28 if augmented else 32, crop_to_edge=True, reflect=augmented, color_scale=0.0,
         weight_decay=0.0, learning_rate=0.001, bias_learning_rate=0.002, seed=seed,
     )  # fmt: skip
-    return Run(network(dropped), config, every=10)
+    return Run(network(dropped), config, one_in=10)
 
 
 def curves(name: str, dataset: str, seed: int, epochs: float, every: float) -> dict[str, list[float]]:
@@ -66,6 +67,11 @@ def converged(run: dict[str, list[float]]) -> float:
     return next(epoch for epoch, mean in zip(run["epochs"][1:], means, strict=False) if mean <= min(means) + 0.01)
 
 
+def quick(dataset: str) -> dict[str, float]:
+    """The test error after 200 steps."""
+    return {name: error_after(start(dataset, 0, **RUNS[name]), 200, "validation") for name in ("neither", "both")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
@@ -75,15 +81,15 @@ def main() -> None:
     parser.add_argument("--name", choices=RUNS)
     arguments = parser.parse_args()
     if arguments.quick:
-        short = {name: curves(name, arguments.dataset, 0, 200 * 128 / 5000, 200.0) for name in ("neither", "both")}
-        return check_quick("overfitting", {name: of["test error"][-1] for name, of in short.items()})
+        return check_quick("overfitting", quick(arguments.dataset))
     if not arguments.workdir:
         parser.error("--workdir or --quick is needed")
     results: dict[str, list[Any]] = {name: [] for name in ([arguments.name] if arguments.name else RUNS)}
     for seed in range(arguments.seeds):
         for name, of in results.items():
             compute = functools.partial(curves, name, arguments.dataset, seed, EPOCHS, EVERY)
-            of.append(remembered(arguments.workdir / f"{name}_{seed}.json", arguments.dataset, compute))
+            file = arguments.workdir / f"{name}_{seed}_{EPOCHS:g}_{EVERY:g}.json"
+            of.append(remembered(file, arguments.dataset, compute))
     if len(results) == len(RUNS):
         save("overfitting", epochs=EPOCHS, results=results)
 

@@ -4,7 +4,9 @@ import datetime
 import json
 import os
 import platform
+import statistics
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,13 @@ def log(name: str) -> dict[str, Any]:
 def where(values: dict[str, Any]) -> str:
     machine = values["machine"]
     return f"{machine['cores']} cores of an {machine['processor']}, jax {values['versions']['jax']}, {values['date']}"
+
+
+def mean_and_std(values: Iterable[float], form: str = ".1f") -> str:
+    """Their mean ± standard deviation, as text; of one value only that."""
+    values = list(values)
+    spread = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{spread}"
 
 
 def table(header: list[str], rows: list[list[Any]]) -> str:

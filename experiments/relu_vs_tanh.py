@@ -7,10 +7,11 @@ times faster than an equivalent network with tanh neurons".
 CIFAR10: as cifar.py says. Which network it was is not known; the two likeliest of 2012 are run: three convolutions and
 one dense layer, and the same with a dense layer of 64 between. No regularisation: no decay, dropout, crops or
 reflections. For each network and each non-linearity the rate is the one that reaches 25 % soonest: all rates train for
-some epochs, and the two best of them until they are there. Then the best with three seeds. The error is that of the
+some epochs, and the two best of them until they are there; then the best with two more seeds. The error is that of the
 whole training set, every half epoch (tanh: every epoch), as a mean of three of them; the time is where a line between
 two of these falls through 25 %. Expected: ReLU 3 to 7 times faster, by the network. Finished trainings stay in DIR; the
-same command goes on after them. --network=… --name=… does a part, so that several processes can share the work.
+same command goes on after them. --network=… --name=… does a part, so that several processes can share the work; the
+command without them then writes the log.
 
 --quick trains both for 200 steps and says whether the errors are those that are kept in results/.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from cifar import THREE_CONV, THREE_CONV_TWO_DENSE, Run, check_quick, remembered, smoothed
+from cifar import THREE_CONV, THREE_CONV_TWO_DENSE, Run, check_quick, error_after, remembered, smoothed
 from record import save
 
 from alexnet_jax import Config
@@ -83,7 +84,7 @@ def study(network: str, name: str, dataset: str, workdir: Path, seeds: int) -> d
     layers = with_non_linearity(name, NETWORKS[network])
 
     def run(rate: float, seed: int, most: float, every: float = EVERY[name]) -> dict[str, Any]:
-        file = workdir / f"{network}_{name}_{rate}_{seed}_{most}.json"
+        file = workdir / f"{network}_{name}_{rate}_{seed}_{most:g}_{every:g}.json"
         return remembered(file, dataset, lambda: curve(layers, dataset, rate, seed, most, every))
 
     sweep = {rate: run(rate, 0, SWEEP_EPOCHS[name], every=SWEEP_EPOCHS[name]) for rate in RATES}
@@ -97,12 +98,11 @@ def study(network: str, name: str, dataset: str, workdir: Path, seeds: int) -> d
 
 def quick(dataset: str) -> dict[str, float]:
     """The training error of both after 200 steps."""
-    errors = {}
-    for name in ("ReLU", "tanh"):
-        run = without_regularisation(with_non_linearity(name, THREE_CONV), dataset, 0.001, seed=0)
-        for _ in run.epochs(200 / run.steps_per_epoch, every=1):
-            errors[name] = run.errors("train").top1_error
-    return errors
+    networks = {name: with_non_linearity(name, THREE_CONV) for name in ("ReLU", "tanh")}
+    return {
+        name: error_after(without_regularisation(layers, dataset, rate=0.001, seed=0), 200, "train")
+        for name, layers in networks.items()
+    }
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from cifar_tables import draw, figure1, lrn_on_cifar10, overfitting_and_cures
-from record import log, table, where
+from record import log, mean_and_std, table, where
 from speed_tables import (
     breakdown,
     feeding,
@@ -133,14 +133,11 @@ def precision() -> str:
     epochs = list(runs["float32"][0]["loss"])
     losses = {name: [[run["loss"][epoch] for run in of] for epoch in epochs] for name, of in runs.items()}
 
-    def cell(found: list[float], form: str = ".3f") -> str:
-        return f"{statistics.mean(found):{form}} ± {statistics.stdev(found):{form}}"
-
     shown = [epoch for epoch in ("0.5", "1.0", "2.0", "4.0", "7.0", epochs[-1]) if epoch in epochs]
     rows = []
     for name, of in runs.items():
-        error = cell([100 * run["top1_error"] for run in of], ".1f")
-        rows.append([name, *(cell(losses[name][epochs.index(epoch)]) for epoch in shown), f"{error} %"])
+        error = mean_and_std(100 * run["top1_error"] for run in of)
+        rows.append([name, *(mean_and_std(losses[name][epochs.index(at)], ".3f") for at in shown), f"{error} %"])
     apart = [
         abs(statistics.mean(a) - statistics.mean(b)) for a, b in zip(losses["float32"], losses["bfloat16"], strict=True)
     ]

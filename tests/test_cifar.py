@@ -1,6 +1,7 @@
 """The experiments on CIFAR-10: its images, where they are at hand, and the loop that watches training."""
 
 import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from alexnet_jax.datasets import open_dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import cifar
+import cifar_tables
+import lrn_cifar10
+import overfitting
 import record
 import relu_vs_tanh
 
@@ -78,6 +82,57 @@ def test_what_was_computed_is_remembered_for_one_data_set(prepared, tmp_path, mo
     monkeypatch.setattr(cifar, "open_dataset", lambda _: open_dataset("shapes"))
     with pytest.raises(SystemExit, match="computed on another data set"):
         cifar.remembered(tmp_path / "a.json", "shapes", compute)
+
+
+def test_one_in_n_examples():
+    some = cifar.OneIn(3, list("abcdefgh"))
+    assert [some[index] for index in range(len(some))] == ["a", "d", "g"]
+
+
+def test_tables_and_pictures(tmp_path, monkeypatch):
+    def kept(**result):
+        return {"result": result, "machine": {"processor": "P", "cores": 2}, "versions": {"jax": "1"}, "date": "D"}
+
+    def fallen(epoch):  # a straight line from 1 to 0 that is at 25 % there
+        return kept(epochs=[epoch / 3 * number for number in range(5)], errors=[1, 0.75, 0.5, 0.25, 0])
+
+    logs = {
+        "relu_vs_tanh": {
+            "results": {
+                f"{network}, {name}": {"rate": 0.001, "curves": [fallen(epoch) for epoch in epochs]}
+                for network in relu_vs_tanh.NETWORKS
+                for name, epochs in {"ReLU": (2, 4), "tanh": (8, 24)}.items()
+            }
+        },
+        "overfitting": {
+            "epochs": 5,
+            "results": {
+                name: [kept(**{"epochs": [1, 2, 3, 4, 5], "training error": [0.5] * 5, "test loss": [1, 1, 1, 1, 2.5],
+                               "test error": [0.9, 0.6, 0.45, 0.45, 0.45]})]
+                for name in overfitting.RUNS
+            },
+        },
+        "lrn_cifar10_7_epochs": {
+            "epochs": 7,
+            "results": {
+                network: [kept(top1_error=of, ten_views_top1_error=of / 2, training_error=0) for of in (0.1, 0.2)]
+                for network in lrn_cifar10.NETWORKS
+            },
+        },
+    }  # fmt: skip
+    for name, values in logs.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    for module in (record, cifar_tables):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(cifar_tables, "PICTURES", tmp_path / "figures")
+    where = "2 cores of an P, jax 1, D."
+    assert "| 3 conv + fc10 | 0.001 | 3.0 ± 1.4 | 0.001 | 16.0 ± 11.3 | 5.0 ± 1.4 |\n" in cifar_tables.figure1()
+    assert cifar_tables.figure1().endswith(where)
+    row = "| 11 % network | 7 | 2 | 0.00 ± 0.00 % | 15.00 ± 7.07 % | 7.50 ± 3.54 % | 11 % |\n"
+    assert row in cifar_tables.lrn_on_cifar10()
+    assert "| both | 50.0 % | 45.0 % | 45.0 % | 2.50 | 4 |\n" in cifar_tables.overfitting_and_cures()
+    cifar_tables.draw()
+    assert {file.name for file in (tmp_path / "figures").iterdir()} == {"relu_vs_tanh.png", "overfitting.png"}
 
 
 def test_the_target_is_reached_where_the_smoothed_error_falls_through_it():

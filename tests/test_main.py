@@ -19,9 +19,9 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA
 QUICK = ["--batch_size=2", "--epochs=0.4", "--log_every=1", "--checkpoint_every=2", "--crop_size=67"]
 
 
-def call(*arguments, **more):
+def call(*arguments, **environment):
     command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT | more)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT | environment)
 
 
 def test_help_lists_every_field_with_its_default_in_each_preset():
@@ -85,6 +85,7 @@ def test_a_workdir_where_nothing_can_be_made_is_refused(photos):
 @pytest.mark.slow
 def test_debug_nans_ends_where_the_first_comes_from(tmp_path, photos):
     flags = ["--learning_rate=1e30", "--debug_nans"]
+    # With oneDNN's convolution, as users run it.
     process = call(f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK, *flags, JAX_COMPILATION_CACHE_DIR="")
     assert process.returncode == 1
     assert "FloatingPointError: invalid value (nan) encountered in" in process.stderr

@@ -58,7 +58,7 @@ def command(*arguments):
 def test_what_is_loaded_answers_as_it_was_evaluated(workdir, dataset, network):
     result = json.loads((workdir / "result.json").read_text())
     batch = input_pipeline.whole_split(dataset, "validation")
-    found = np.asarray(network.make_probabilities()(network.params, batch.images))
+    found = np.asarray(network.make_probabilities()(batch.images))
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
     assert np.mean(found.argmax(1) != batch.labels) == result["top1_error"]
     of_label = found[np.arange(18), batch.labels].astype(np.float64)
@@ -83,7 +83,7 @@ def test_the_command_answers_for_a_validation_image_as_the_evaluation_does(tmp_p
     assert {name: line["label"] for name, line in seen.items()} == {
         "a.png": "blue", "b.png": "blue", "c.jpg": None, "d.webp": None
     }  # fmt: skip
-    probabilities = network.make_probabilities()(network.params, np.stack([batch.images[2], np.rot90(batch.images[3])]))
+    probabilities = network.make_probabilities()(np.stack([batch.images[2], np.rot90(batch.images[3])]))
     for name, row in zip(("a.png", "b.png"), np.asarray(probabilities), strict=True):
         assert [of["class"] for of in seen[name]["top"]] == [network.class_names[i] for i in np.argsort(-row)[:2]]
         np.testing.assert_allclose([of["probability"] for of in seen[name]["top"]], np.sort(row)[:0:-1], atol=2e-6)
@@ -103,7 +103,7 @@ def test_more_pictures_than_a_batch_and_ten_views(tmp_path, dataset, network):
         Image.fromarray(image).save(tmp_path / f"{number:02}.png")
     files = predict.files_of([str(tmp_path)])
     found = list(predict.predictions(network, files, views=10, top=1))
-    expected = np.asarray(network.make_probabilities(views=10)(network.params, batch.images))
+    expected = np.asarray(network.make_probabilities(views=10)(batch.images))
     assert [of.top[0][0] for of in found] == [network.class_names[index] for index in expected.argmax(1)]
     np.testing.assert_allclose([of.top[0][1] for of in found], expected.max(1), rtol=1e-4)
 
