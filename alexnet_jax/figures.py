@@ -41,20 +41,29 @@ def save_curves(metrics: list[dict[str, Any]], file: Path) -> None:
     _save(figure, file)
 
 
-def save_kernels(kernel: Float[np.ndarray, "window window 3 features"], file: Path, *, columns: int = 16) -> None:
-    """The first layer's kernels as the paper's Figure 3 shows them: 16 a row, all on one scale, zero as grey."""
+def save_kernels(
+    kernel: Float[np.ndarray, "window window 3 features"], file: Path, *, gpus: int = 1, columns: int = 16
+) -> None:
+    """The first layer's kernels as the paper's Figure 3 shows them: 16 a row, those of each GPU apart, all on one
+    scale, zero as grey.
+    """
     window, features = kernel.shape[0], kernel.shape[-1]
-    rows = -(-features // columns)
+    of_gpu = features // gpus
+    cell = window + 1
+    height = -(-of_gpu // columns) * cell + cell // 2  # of a GPU's rows, and the space below
     scaled = 0.5 + 0.5 * kernel / max(float(np.abs(kernel).max()), 1e-12)
-    sheet = np.ones((rows * (window + 1) - 1, columns * (window + 1) - 1, 3))
+    sheet = np.ones((gpus * height - cell // 2 - 1, columns * cell - 1, 3))
     for index in range(features):
-        top, left = (window + 1) * np.array(divmod(index, columns))
+        gpu, place = divmod(index, of_gpu)
+        top, left = cell * np.array(divmod(place, columns))
+        top += gpu * height
         sheet[top : top + window, left : left + window] = scaled[..., index]
-    figure = Figure(figsize=(columns * 0.55, rows * 0.55 + 0.4), layout="constrained")
+    figure = Figure(figsize=(columns * 0.55, len(sheet) / cell * 0.55 + 0.4), layout="constrained")
     axes = figure.subplots()
     axes.imshow(sheet, interpolation="nearest")
     axes.set_axis_off()
-    axes.set_title(f"{features} kernels of {window}×{window}×3, first layer", fontsize=9)
+    apart = f", {of_gpu} of each of {gpus} GPUs" if gpus > 1 else ""
+    axes.set_title(f"{features} kernels of {window}×{window}×3, first layer{apart}", fontsize=9)
     _save(figure, file)
 
 

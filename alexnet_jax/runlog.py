@@ -170,14 +170,14 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def report(workdir: Path, errors: Errors, kernels: np.ndarray, result: dict[str, Any]) -> None:
+def report(workdir: Path, errors: Errors, kernels: np.ndarray, gpus: int, result: dict[str, Any]) -> None:
     """At the end of a run: its pictures, and result.json with `errors`, `result` and the median of images/s.
 
-    kernels: of the first layer.
+    kernels: of the first layer, which `gpus` of the paper share.
     """
     lines = read_metrics(workdir / METRICS)
     figures.save_curves(lines, workdir / "figures" / "curves.png")
-    figures.save_kernels(kernels, workdir / "figures" / "conv1.png")
+    figures.save_kernels(kernels, workdir / "figures" / "conv1.png", gpus=gpus)
     rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]
     result = {**errors._asdict(), **result, "images_per_second": statistics.median(rates) if rates else None}
     write_whole(workdir / "result.json", json.dumps(result, indent=2) + "\n")

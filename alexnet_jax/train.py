@@ -250,7 +250,8 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
     if parallel.is_first_host():
         kernels = jax.device_get(state.params)["conv1"]["kernel"]
         result = {"steps": steps, "best_checkpoint": best_step, "seed": config.seed, "device": _named(devices)}
-        runlog.report(workdir, errors, kernels, result)
+        gpus = getattr(net.layers[1], "groups", 1)  # whose halves see half of the first layer each
+        runlog.report(workdir, errors, kernels, gpus, result)
     return errors
 
 
