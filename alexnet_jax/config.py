@@ -127,6 +127,15 @@ class Config:
         (), "epochs at which bias_learning_rate is divided by 10, where it is given", above=0
     )
     decay_biases: bool = option(True, "whether the weight decay falls on biases too")
+    init_from: str = option(
+        "", "folder of a run, from whose last checkpoint every parameter is taken whose name and shape agree (§6)"
+    )
+    taken_rate_scale: float = option(
+        0.1, "what multiplies the learning rates of the parameters taken with init_from (2012: 0.1)", minimum=0
+    )
+    frozen_layers: tuple[str, ...] = option(
+        (), "layers taken with init_from that stay as they are, comma-separated, as conv1,conv2"
+    )
     momentum: float = option(0.9, "momentum (§5)", minimum=0, below=1)
     weight_decay: float = option(5e-4, "weight decay (§5)", minimum=0)
     seed: int = option(0, "of the initial weights, the order of images, the augmentation and dropout", minimum=0)

@@ -76,8 +76,11 @@ def step_schedule(learning_rate: float, drops: Sequence[int], freeze: int | None
     return optax.join_schedules([optax.constant_schedule(rate) for rate in rates], steps)
 
 
-def learning_rates(config: Config, steps_per_epoch: float) -> dict[str, optax.Schedule]:
-    """The schedules of a run, by parameter as `sgd` takes them."""
+def learning_rates(config: Config, steps_per_epoch: float, taken: Sequence[str] = ()) -> dict[str, optax.Schedule]:
+    """The schedules of a run, by parameter as `sgd` takes them.
+
+    taken: names of the parameters that come from another network, and learn more slowly or not at all.
+    """
 
     def schedule(rate: float, drops: Sequence[float], frozen_from: float = 0) -> optax.Schedule:
         steps = [round(epoch * steps_per_epoch) for epoch in drops]
@@ -87,20 +90,31 @@ def learning_rates(config: Config, steps_per_epoch: float) -> dict[str, optax.Sc
     bias_rate, bias_drops = rate, drops
     if config.bias_learning_rate:
         bias_rate, bias_drops = config.bias_learning_rate, config.bias_learning_rate_drops
-    return {
+    rates = {
         "kernel": schedule(rate, drops),
         "bias": schedule(bias_rate, bias_drops),
         "conv1/kernel": schedule(rate, config.conv1_learning_rate_drops or drops, config.conv1_frozen_from),
         "conv1/bias": schedule(bias_rate, bias_drops, config.conv1_frozen_from),
     }
 
+    def scaled(name: str) -> optax.Schedule:
+        layer, _, kind = name.rpartition("/")
+        of, scale = rates.get(name, rates[kind]), 0.0 if layer in config.frozen_layers else config.taken_rate_scale
+        return lambda step: scale * of(step)
+
+    return {**rates, **{name: scaled(name) for name in taken}}
+
 
 def of_config(
-    config: Config, steps_per_epoch: float, weight_decay: Mapping[str, float] | None = None
+    config: Config,
+    steps_per_epoch: float,
+    *,
+    taken: Sequence[str] = (),
+    weight_decay: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """`sgd` as the config has it. weight_decay: instead of the config's, by parameter."""
+    """`sgd` as the config has it. taken: as in `learning_rates`. weight_decay: not the config's, by parameter."""
     return sgd(
-        learning_rates(config, steps_per_epoch),
+        learning_rates(config, steps_per_epoch, taken),
         momentum=config.momentum,
         weight_decay=config.weight_decay if weight_decay is None else weight_decay,
         decay_biases=config.decay_biases,

@@ -24,7 +24,7 @@ from alexnet_jax.config import Config, InputError
 from alexnet_jax.datasets import Dataset
 from alexnet_jax.evaluate import Errors
 
-METRICS, FACTS = "metrics.jsonl", "data.npz"
+METRICS, FACTS, ORIGIN = "metrics.jsonl", "data.npz", "init.json"
 _PROGRESS = "step {n_fmt}/{total_fmt} |{bar:20}| {desc} | {remaining} left"
 
 
@@ -77,6 +77,15 @@ def keep_facts(workdir: Path, dataset: Dataset) -> None:
         content = io.BytesIO()
         np.savez(content, class_names=np.array(dataset.class_names), mean_image=dataset.statistics.mean_image)
         write_whole(workdir / FACTS, content.getvalue())
+
+
+def taken_over(workdir: Path) -> list[str]:
+    """The parameters that a run has taken from another one. Raises InputError where init.json is damaged."""
+    file = workdir / ORIGIN
+    try:
+        return json.loads(file.read_text())["taken"] if file.exists() else []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from error
 
 
 class RunLog:

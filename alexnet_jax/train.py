@@ -7,49 +7,24 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from alexnet_jax import checkpoint, input_pipeline, model, optim, parallel, runlog
+from alexnet_jax import checkpoint, input_pipeline, model, optim, parallel, pretraining, runlog
 from alexnet_jax.architectures import ARCHITECTURES, Layers, image_size, with_classes
 from alexnet_jax.augment import split_each, training_views
 from alexnet_jax.config import Config, InputError, in_steps, is_due
 from alexnet_jax.datasets import Dataset, open_dataset
 from alexnet_jax.evaluate import Errors, evaluate, make_evaluation_step, make_logits
 from alexnet_jax.input_pipeline import Batch, timely
+from alexnet_jax.state import TrainState as TrainState
+from alexnet_jax.state import init_state as init_state
+from alexnet_jax.state import no_sums
 from alexnet_jax.xla import on_its_own
-
-
-@flax.struct.dataclass
-class TrainState:
-    """All that a run changes. step: how many have been done. plateau: optim.Plateau. sums: of the metrics of the
-    steps since the last line of the log, and their number.
-    """
-
-    step: PyTree  # one int32; not annotated as such, since JAX also builds trees of this form out of other leaves
-    params: PyTree
-    opt_state: PyTree
-    plateau: PyTree
-    sums: PyTree
-
-
-def init_state(net: model.AlexNet, optimizer: optax.GradientTransformation, *, crop_size: int, seed: int) -> TrainState:
-    """The state before the first step."""
-    init_key, _ = jax.random.split(jax.random.key(seed))
-    images = jnp.zeros((1, crop_size, crop_size, 3))
-    params = jax.jit(lambda key: net.init(key, images, train=False)["params"])(init_key)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), optim.plateau_start(), no_sums())
-
-
-def no_sums() -> dict[str, Any]:
-    """The `sums` of no step."""
-    return {"loss": np.float32(0), "top1_error": np.float32(0), "steps": np.float32(0)}
 
 
 def make_train_step(
@@ -167,8 +142,10 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
         in_steps(interval, steps_per_epoch)
         for interval in (config.log_every, config.evaluate_every, config.checkpoint_every)
     )
-    rates = optim.learning_rates(config, float(steps_per_epoch))
-    optimizer = optim.of_config(config, float(steps_per_epoch))
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
+    origin = pretraining.take_over(config, workdir, net, dataset, continues=checkpoints.latest_step() is not None)
+    rates = optim.learning_rates(config, float(steps_per_epoch), origin.taken)
+    optimizer = optim.of_config(config, float(steps_per_epoch), taken=origin.taken)
     mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
     pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
     step_on_one = make_train_step(net, optimizer, mean_image, pca, config, float(steps_per_epoch))
@@ -183,8 +160,8 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
         batches = input_pipeline.evaluation_batches(dataset, "validation", batch_size=config.batch_size, rows=rows)
         return evaluate(evaluation_step, params, sent(batches), len(dataset.splits["validation"]))
 
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     fresh = init_state(net, optimizer, crop_size=config.crop_size, seed=config.seed)
+    fresh = dataclasses.replace(fresh, params=origin.into(fresh.params))
     first_step, state = checkpoints.restore_latest(fresh) or (0, fresh)
     parallel.check_same("the checkpoint that they found", str(first_step))
     state = parallel.replicate(state, devices)

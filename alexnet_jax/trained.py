@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 
-from alexnet_jax import checkpoint, evaluate, optim, runlog, train, xla
+from alexnet_jax import checkpoint, evaluate, optim, runlog, xla
 from alexnet_jax.architectures import ARCHITECTURES, with_classes
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.datasets import open_dataset
 from alexnet_jax.model import AlexNet
+from alexnet_jax.state import init_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,8 @@ def load(workdir: str | Path, checkpoint_step: str = "latest") -> Trained:
     outputs = config.num_classes or len(class_names)
     class_names += tuple(f"output {number}" for number in range(len(class_names), outputs))
     net = AlexNet(with_classes(ARCHITECTURES[config.architecture], outputs), jnp.dtype(config.precision))
-    like = train.init_state(net, optim.of_config(config, 1.0), crop_size=config.crop_size, seed=0)
+    optimizer = optim.of_config(config, 1.0, taken=runlog.taken_over(workdir))
+    like = init_state(net, optimizer, crop_size=config.crop_size, seed=0)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
     try:
         step = checkpoints.step_of(checkpoint_step)

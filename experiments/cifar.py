@@ -98,7 +98,7 @@ class Run:
         self.net = AlexNet(layers, jnp.dtype(config.precision))
         self.mean_image = jnp.asarray(self.dataset.statistics.mean_image, jnp.float32)
         pca = jnp.asarray(self.dataset.statistics.color_pca, jnp.float32)
-        optimizer = optim.of_config(config, self.steps_per_epoch, decay)
+        optimizer = optim.of_config(config, self.steps_per_epoch, weight_decay=decay)
         step = train.make_train_step(self.net, optimizer, self.mean_image, pca, self.config, self.steps_per_epoch)
         self._step, self._read = train.with_input(step, self.config, self.dataset, self.devices)
         state = train.init_state(self.net, optimizer, crop_size=config.crop_size, seed=config.seed)

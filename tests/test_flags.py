@@ -61,7 +61,7 @@ def test_a_thousand_random_command_lines(prepared, at_the_start, tmp_path, given
     with flagsaver.flagsaver():
         try:
             flags.FLAGS(["main", *base, *(f"--{name}={text}" for name, text in given_flags.items())])
-            main._train()
+            main._run()
         except Started as started:
             (config,) = started.args
         except (flags.Error, InputError):
