@@ -25,12 +25,16 @@ def conv2d(
       groups: features and channels are cut into so many groups, and each group of features reads only
         its own channels: §3.2's two GPUs.
 
-    Raises ValueError where the padded image is smaller than the window.
+    Raises ValueError where the padded image is smaller than the window, or the kernel does not fit the channels.
     """
+    window, width, of_group, features = kernel.shape
     padded = [length + sum(padding) for length in x.shape[1:3]]
-    if min(padded) < kernel.shape[0]:
-        raise ValueError(f"{padded[0]}×{padded[1]}, padded, is smaller than a window of {kernel.shape[0]}")
-    if max(padding) >= kernel.shape[0]:  # XLA's CPU backend (jaxlib 0.10) would give wrong gradients
+    if min(padded) < window:
+        raise ValueError(f"{padded[0]}×{padded[1]}, padded, is smaller than a window of {window}")
+    # oneDNN would read beyond the end.
+    if x.shape[-1] != groups * of_group or features % groups or window != width:
+        raise ValueError(f"a kernel of shape {kernel.shape} does not fit {x.shape[-1]} channels in {groups} groups")
+    if max(padding) >= window:  # XLA's CPU backend (jaxlib 0.10) would give wrong gradients
         x = jnp.pad(x, [(0, 0), padding, padding, (0, 0)])
         padding = (0, 0)
     if x.dtype == kernel.dtype == jnp.float32 and x.size and onednn.has_convolution():

@@ -167,6 +167,12 @@ def test_what_no_window_fits_is_refused():
         layers.conv2d(jnp.zeros((1, 2, 9, 1)), jnp.zeros((5, 5, 1, 1)), padding=(0, 2))
 
 
+@pytest.mark.parametrize(("shape", "groups"), [((3, 3, 4, 6), 1), ((3, 3, 8, 6), 2), ((3, 3, 4, 7), 2)])
+def test_a_kernel_that_does_not_fit_is_refused(shape, groups):
+    with pytest.raises(ValueError, match=rf"{shape[2]}, {shape[3]}\) does not fit 8 channels in {groups} groups"):
+        layers.conv2d(jnp.zeros((1, 9, 9, 8)), jnp.zeros(shape), groups=groups)
+
+
 def test_dropout_differs_by_image_and_not_by_how_the_batch_is_cut():
     x, keys = jnp.ones((4, 100)), jax.random.split(jax.random.key(0), 4)
     whole = layers.dropout(x, keys)
