@@ -137,6 +137,16 @@ def smoothed(errors: list[float]) -> list[float]:
     return [statistics.mean(errors[max(0, place - 1) : place + 2]) for place in range(len(errors))]
 
 
+def reached(points: list[tuple[float, float]], target: float) -> float | None:
+    """Of points (epoch, error): the epoch at which the smoothed error falls through the target; None if it does not."""
+    means = smoothed([error for _, error in points])[:-1]  # the last has but one neighbour
+    for place in range(1, len(means)):
+        if means[place] <= target:
+            before, after = points[place - 1][0], points[place][0]
+            return before + (after - before) * (means[place - 1] - target) / (means[place - 1] - means[place])
+    return None
+
+
 def check_quick(name: str, found: dict[str, float]) -> None:
     """Says whether errors are within QUICK_BAND of those kept in results/; keeps them where there are none."""
     if not (RESULTS / f"{name}_quick.json").exists():

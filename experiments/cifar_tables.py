@@ -6,7 +6,7 @@ from typing import Any
 import lrn_cifar10
 import overfitting
 import relu_vs_tanh
-from cifar import smoothed
+from cifar import reached, smoothed
 from matplotlib.figure import Figure
 from record import RESULTS, log, mean_and_std, table, where
 
@@ -31,12 +31,12 @@ def figure1() -> str:
             study = log("relu_vs_tanh")["results"][f"{network}, {name}"]
             kept += study["curves"]
             points = [list(zip(of["result"]["epochs"], of["result"]["errors"], strict=True)) for of in study["curves"]]
-            epochs[name] = [relu_vs_tanh.reached(of) for of in points], f"{study['rate']:g}"
+            epochs[name] = [reached(of, relu_vs_tanh.TARGET) for of in points], f"{study['rate']:g}"
         cells = [network]
         for found, rate in epochs.values():
-            reached = [epoch for epoch in found if epoch is not None]
-            missed = f", {len(found) - len(reached)} of {len(found)} never" if len(reached) < len(found) else ""
-            cells += [rate, (mean_and_std(reached) if reached else "–") + missed]
+            there = [epoch for epoch in found if epoch is not None]
+            missed = f", {len(found) - len(there)} of {len(found)} never" if len(there) < len(found) else ""
+            cells += [rate, (mean_and_std(there) if there else "–") + missed]
         pairs = zip(epochs["ReLU"][0], epochs["tanh"][0], strict=True)
         ratios = [tanh / relu for relu, tanh in pairs if None not in (relu, tanh)]
         rows.append([*cells, mean_and_std(ratios) if ratios else "–"])
@@ -98,9 +98,11 @@ def overfitting_and_cures() -> str:
                 f"{mean_and_std(100 * min(r['test error']) for r in of)} %",
                 mean_and_std((r["test loss"][-1] for r in of), ".2f"),
                 mean_and_std((overfitting.converged(r) for r in of), ".0f"),
+                mean_and_std(epoch for r in of if (epoch := overfitting.learned(r)) is not None),
             ]
         )
-    header = ["cure", "training error at the end", "test error", "lowest test error", "test loss", "epochs to converge"]
+    header = ["cure", "training error at the end", "test error", "lowest test error", "test loss", "epochs to converge",
+              f"to {100 * overfitting.LEARNED:.0f} % training error"]  # fmt: skip
     note = (
         f"After {log('overfitting')['epochs']:g} epochs; mean ± standard deviation of {len(of)} seeds. Converged: the "
         f"test error, mean of three looks, is within a point of its lowest; {of_trainings(kept)}."

@@ -47,7 +47,8 @@ def log(name: str) -> dict[str, Any]:
 
 def where(values: dict[str, Any]) -> str:
     machine = values["machine"]
-    return f"{machine['cores']} cores of an {machine['processor']}, jax {values['versions']['jax']}, {values['date']}"
+    cores = "one core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+    return f"{cores} of an {machine['processor']}, jax {values['versions']['jax']}, {values['date']}"
 
 
 def mean_and_std(values: Iterable[float], form: str = ".1f") -> str:
