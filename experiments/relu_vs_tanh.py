@@ -1,7 +1,7 @@
 """Figure 1: "a four-layer convolutional neural network with ReLUs reaches a 25 % training error rate on CIFAR-10 six
 times faster than an equivalent network with tanh neurons".
 
-  python experiments/relu_vs_tanh.py --dataset=CIFAR10 --workdir=DIR      some four hours on two cores
+  python experiments/relu_vs_tanh.py --dataset=CIFAR10 --workdir=DIR      hours on two cores; not yet timed
   python experiments/relu_vs_tanh.py --dataset=CIFAR10 --quick            a minute
 
 CIFAR10: as cifar.py says. Which network it was is not known; the two likeliest of 2012 are run: three convolutions and
