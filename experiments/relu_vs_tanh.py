@@ -74,7 +74,7 @@ def study(network: str, name: str, dataset: str, workdir: Path, seeds: int) -> d
     layers = with_non_linearity(name, NETWORKS[network])
 
     def run(rate: float, seed: int, most: float, every: float = EVERY[name]) -> dict[str, Any]:
-        file = workdir / f"{network}_{name}_{rate}_{seed}_{most:g}_{every:g}.json"
+        file = workdir / f"{network.replace(' ', '')}_{name}_{rate:g}_{seed}_{most:g}_{every:g}.json"
         return remembered(file, dataset, lambda: curve(layers, dataset, rate, seed, most, every))
 
     sweep = {rate: run(rate, 0, SWEEP_EPOCHS[name], every=SWEEP_EPOCHS[name]) for rate in RATES}
