@@ -140,6 +140,7 @@ def test_a_whole_run_leaves_its_results(tmp_path, photos):
     assert json.loads((tmp_path / "result.json").read_text())["top1_error"] == result["top1_error"]
 
 
+@pytest.mark.slow
 def test_the_presets_of_the_paper_and_of_2012_run_and_their_configs_tell_them_apart(tmp_path, photos):
     configs = {}
     for preset in ("paper", "original"):
@@ -158,7 +159,14 @@ def checkpoints(workdir):
     return sorted(int(name) for name in os.listdir(folder) if name.isdigit()) if folder.exists() else []
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_continues_from_its_last_checkpoint(tmp_path, photos, sent):
     arguments = [f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK, "--epochs=25"]
     steps = 225

@@ -34,7 +34,7 @@ def config(tiny, prepared):
                   learning_rate=0.002, learning_rate_drops=(3.0,), log_every=2)  # fmt: skip
 
 
-@pytest.fixture(params=["XLA", "oneDNN"])
+@pytest.fixture(params=["XLA", pytest.param("oneDNN", marks=pytest.mark.slow)])
 def convolution(request):
     """Whose it is on the CPU."""
     with without_compilation_cache() if request.param == "oneDNN" else contextlib.nullcontext():
@@ -91,7 +91,8 @@ PLATEAU = {"learning_rate_drops": (), "plateau_patience": 2, "evaluate_every": 1
 
 
 @pytest.mark.parametrize(
-    ("convolution", "stop_at", "changes"), [("XLA", 3, {}), ("XLA", 5, PLATEAU), ("oneDNN", 8, OF_2012)],
+    ("convolution", "stop_at", "changes"),
+    [("XLA", 3, {}), ("XLA", 5, PLATEAU), pytest.param("oneDNN", 8, OF_2012, marks=pytest.mark.slow)],
     indirect=["convolution"],
 )  # fmt: skip
 def test_a_continued_run_is_bit_for_bit_the_run_that_was_not_stopped(
