@@ -102,9 +102,12 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence
         if needed > min(config.cache_budget, free):
             room = f"--cache_budget={config.cache_budget:g}" if needed > config.cache_budget else f"{free:.1f} GB free"
             raise InputError(f"--cache=device: the training images take {needed:.1f} GB on each device, of {room}")
+    net = model.AlexNet(layers, jnp.dtype(config.precision))
+    origin = pretraining.find_origin(config, workdir, net, dataset)
     if parallel.is_first_host():
         runlog.claim_workdir(workdir, config, dataset.fingerprint())
         runlog.keep_facts(workdir, dataset)
+        origin.keep(workdir)
         print(
             f"{config.architecture}: {parameters:,} parameters; {dataset.path}: {images:,} training images, "
             f"{len(dataset.class_names)} classes; {_named(devices)}",
@@ -114,7 +117,7 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence
     if not parallel.is_first_host():
         runlog.claim_workdir(workdir, config, dataset.fingerprint(), exists=True)
     parallel.check_same("their flags", repr(dataclasses.replace(config, dataset="")))
-    return _run(config, workdir, devices, dataset, model.AlexNet(layers, jnp.dtype(config.precision)))
+    return _run(config, workdir, devices, dataset, net, origin)
 
 
 def _named(devices: Sequence[jax.Device]) -> str:
@@ -135,15 +138,20 @@ def _table(config: Config, dataset: Dataset) -> tuple[Layers, int]:
         raise InputError(f"--architecture={config.architecture} --crop_size={config.crop_size}: {error}") from error
 
 
-def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: Dataset, net: model.AlexNet) -> Errors:
+def _run(
+    config: Config,
+    workdir: Path,
+    devices: Sequence[jax.Device],
+    dataset: Dataset,
+    net: model.AlexNet,
+    origin: pretraining.Origin,
+) -> Errors:
     steps_per_epoch = Fraction(len(dataset.splits["train"]), config.batch_size)
     steps = max(1, round(config.epochs * float(steps_per_epoch)))
     log_every, evaluate_every, checkpoint_every = (
         in_steps(interval, steps_per_epoch)
         for interval in (config.log_every, config.evaluate_every, config.checkpoint_every)
     )
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
-    origin = pretraining.take_over(config, workdir, net, dataset, continues=checkpoints.latest_step() is not None)
     rates = optim.learning_rates(config, float(steps_per_epoch), origin.taken)
     optimizer = optim.of_config(config, float(steps_per_epoch), taken=origin.taken)
     mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
@@ -160,6 +168,7 @@ def _run(config: Config, workdir: Path, devices: Sequence[jax.Device], dataset: 
         batches = input_pipeline.evaluation_batches(dataset, "validation", batch_size=config.batch_size, rows=rows)
         return evaluate(evaluation_step, params, sent(batches), len(dataset.splits["validation"]))
 
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     fresh = init_state(net, optimizer, crop_size=config.crop_size, seed=config.seed)
     fresh = dataclasses.replace(fresh, params=origin.into(fresh.params))
     first_step, state = checkpoints.restore_latest(fresh) or (0, fresh)

@@ -91,7 +91,7 @@ def _facts(workdir: Path) -> tuple[Config, tuple[str, ...], np.ndarray]:
         saved = json.loads((workdir / "config.json").read_text())
         config, fingerprint = Config.from_json(saved["config"]), saved["data"]
     except FileNotFoundError:
-        raise InputError(f"--workdir={workdir}: there is no run (no config.json)") from None
+        raise InputError(f"{workdir}: there is no run (no config.json)") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{workdir / 'config.json'}: cannot be read ({error})") from error
     file = workdir / runlog.FACTS

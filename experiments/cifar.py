@@ -5,12 +5,13 @@ The images are prepared by the package at their own size, for example
   python -m alexnet_jax.prepare --source=cifar-10-python.tar.gz --output=cifar10
 """
 
+import argparse
 import dataclasses
 import functools
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,21 @@ def reached(points: list[tuple[float, float]], target: float) -> float | None:
             before, after = points[place - 1][0], points[place][0]
             return before + (after - before) * (means[place - 1] - target) / (means[place - 1] - means[place])
     return None
+
+
+def parsed(doc: str, epochs: float | None = None, **parts: Iterable[str]) -> argparse.Namespace:
+    """The command line of an experiment. parts: flags that choose one of these, by default all (a list)."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--workdir", type=Path)
+    where.add_argument("--quick", action="store_true")
+    parser.add_argument("--seeds", type=int, default=3)
+    if epochs is not None:
+        parser.add_argument("--epochs", type=float, default=epochs)
+    for flag, names in parts.items():
+        parser.add_argument(f"--{flag}", choices=names, nargs=1, default=[*names])
+    return parser.parse_args()
 
 
 def check_quick(name: str, found: dict[str, float]) -> None:

@@ -15,12 +15,10 @@ schedule: within a point of 13 % and 11 %. Finished trainings stay in DIR; the s
 --quick trains without and with normalisation for 100 steps, and says whether the errors are those kept in results/.
 """
 
-import argparse
 import functools
-from pathlib import Path
 from typing import Any
 
-from cifar import CONV_LOCAL, CONV_LOCAL_11, Run, check_quick, error_after, remembered, with_normalization
+from cifar import CONV_LOCAL, CONV_LOCAL_11, Run, check_quick, error_after, parsed, remembered, with_normalization
 from record import save
 
 from alexnet_jax import Config
@@ -68,20 +66,10 @@ def quick(dataset: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--workdir", type=Path)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=float, default=EPOCHS)
-    parser.add_argument("--network", choices=NETWORKS)
-    arguments = parser.parse_args()
+    arguments = parsed(__doc__, EPOCHS, network=NETWORKS)
     if arguments.quick:
         return check_quick("lrn_cifar10", quick(arguments.dataset))
-    if not arguments.workdir:
-        parser.error("--workdir or --quick is needed")
-    chosen = [arguments.network] if arguments.network else NETWORKS
-    results: dict[str, list[Any]] = {network: [] for network in chosen}
+    results: dict[str, list[Any]] = {network: [] for network in arguments.network}
     for seed in range(arguments.seeds):
         for network, of in results.items():
             file = arguments.workdir / f"{network}_{seed}_{arguments.epochs:g}.json"

@@ -15,12 +15,10 @@ writes the log.
 --quick trains without a cure and with both for 200 steps, and says whether the errors are those kept in results/.
 """
 
-import argparse
 import functools
-from pathlib import Path
 from typing import Any
 
-from cifar import THREE_CONV, Run, check_quick, error_after, reached, remembered, smoothed
+from cifar import THREE_CONV, Run, check_quick, error_after, parsed, reached, remembered, smoothed
 from record import save
 
 from alexnet_jax import Config
@@ -78,18 +76,10 @@ def quick(dataset: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--workdir", type=Path)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--name", choices=RUNS)
-    arguments = parser.parse_args()
+    arguments = parsed(__doc__, name=RUNS)
     if arguments.quick:
         return check_quick("overfitting", quick(arguments.dataset))
-    if not arguments.workdir:
-        parser.error("--workdir or --quick is needed")
-    results: dict[str, list[Any]] = {name: [] for name in ([arguments.name] if arguments.name else RUNS)}
+    results: dict[str, list[Any]] = {name: [] for name in arguments.name}
     for seed in range(arguments.seeds):
         for name, of in results.items():
             compute = functools.partial(curves, name, arguments.dataset, seed, EPOCHS, EVERY)

@@ -16,12 +16,11 @@ command without them then writes the log.
 --quick trains both for 200 steps and says whether the errors are those that are kept in results/.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from cifar import THREE_CONV, THREE_CONV_TWO_DENSE, Run, check_quick, error_after, reached, remembered
+from cifar import THREE_CONV, THREE_CONV_TWO_DENSE, Run, check_quick, error_after, parsed, reached, remembered
 from record import save
 
 from alexnet_jax import Config
@@ -96,22 +95,13 @@ def quick(dataset: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--workdir", type=Path)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--network", choices=NETWORKS)
-    parser.add_argument("--name", choices=SWEEP_EPOCHS)
-    arguments = parser.parse_args()
+    arguments = parsed(__doc__, network=NETWORKS, name=SWEEP_EPOCHS)
     if arguments.quick:
         return check_quick("relu_vs_tanh", quick(arguments.dataset))
-    if not arguments.workdir:
-        parser.error("--workdir or --quick is needed")
     results = {
         f"{network}, {name}": study(network, name, arguments.dataset, arguments.workdir, arguments.seeds)
-        for network in ([arguments.network] if arguments.network else NETWORKS)
-        for name in ([arguments.name] if arguments.name else SWEEP_EPOCHS)
+        for network in arguments.network
+        for name in arguments.name
     }
     if len(results) == len(NETWORKS) * len(SWEEP_EPOCHS):
         save("relu_vs_tanh", target=TARGET, results=results)

@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_refused(workdirs, tmp_path, other_dataset):
         (["--mode=evaluate", "--momentum=0.5"], "--momentum: not with --mode=evaluate"),
         (["--mode=evaluate", "--workdir=a.npz"], "--output=DIR is needed"),
         (["--mode=evaluate", "--views=3"], "--views=3: must be 1 or 10"),
-        (["--mode=evaluate"], "--workdir=nowhere: there is no run"),
+        (["--mode=evaluate"], "nowhere: there is no run"),
     ],
 )
 def test_bad_flags_are_one_line(flags, message):

@@ -128,7 +128,7 @@ def test_files_of(tmp_path, monkeypatch):
     [
         (["a.jpg"], "--workdir=DIR is needed"),
         (["--workdir=nowhere"], "no picture is given"),
-        (["--workdir=nowhere", "a.jpg"], "--workdir=nowhere: there is no run (no config.json)"),
+        (["--workdir=nowhere", "a.jpg"], "nowhere: there is no run (no config.json)"),
         (["--workdir=nowhere", "--views=3", "a.jpg"], "--views=3: must be 1 or 10"),
     ],
 )

@@ -71,7 +71,7 @@ def test_layers_are_taken_over_but_the_last_whose_classes_are_others(config, ori
     train.train_and_evaluate(dataclasses.replace(config, taken_rate_scale=0.0), tmp_path, devices=ONE)
     facts = json.loads((tmp_path / "init.json").read_text())
     taken = [f"{layer}/{kind}" for layer in ("conv1", "conv2", "fc3") for kind in ("bias", "kernel")]
-    assert facts == {"from": str(origin), "step": 6, "taken": taken, "new": ["fc4/bias", "fc4/kernel"]}
+    assert facts == {"from": f"{origin}, step 6", "taken": taken, "new": ["fc4/bias", "fc4/kernel"]}
     assert f"{origin}, step 6: {', '.join(taken)}; new: fc4/bias, fc4/kernel" in capsys.readouterr().out
     before, after = params(origin), params(tmp_path)
     for layer in ("conv1", "conv2", "fc3"):
@@ -116,11 +116,12 @@ def test_a_run_goes_on_without_the_one_that_it_began_with(config, origin, tmp_pa
     ("changes", "message"),
     [
         ({"architecture": "wider"}, "none of its parameters has the name and shape of one here"),
-        ({"init_from": "nowhere"}, "--workdir=nowhere: there is no run"),
+        ({"init_from": "nowhere"}, "--init_from=nowhere: nowhere: there is no run"),
         ({"frozen_layers": ("fc4",)}, "--frozen_layers=fc4: is not taken over from"),
         ({"frozen_layers": ("conv1",), "init_from": ""}, "--frozen_layers=conv1: needs --init_from"),
     ],
 )
 def test_what_cannot_be_taken_over_is_refused(config, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        train.train_and_evaluate(dataclasses.replace(config, **changes), tmp_path, devices=ONE)
+        train.train_and_evaluate(dataclasses.replace(config, **changes), tmp_path / "run", devices=ONE)
+    assert not (tmp_path / "run").exists()  # else the right flags would be refused there
