@@ -155,7 +155,7 @@ def parsed(doc: str, epochs: float | None = None, **parts: Iterable[str]) -> arg
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--workdir", type=Path)
     where.add_argument("--quick", action="store_true")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     if epochs is not None:
         parser.add_argument("--epochs", type=float, default=epochs)
     for flag, names in parts.items():

@@ -10,7 +10,8 @@ normalisation of the second is run as well. 24 × 24 crops and reflections, ten 
 four of the five files and 150 on all (here 430 on all) were followed by 10 at a tenth of the rate and 10 at a
 hundredth; a shorter run has its drops at the same parts, but no less than an epoch each. Expected with the whole
 schedule: within a point of 13 % and 11 %. Finished trainings stay in DIR; the same command goes on after them.
---network=… does a part, so that several processes can share the work; the command without it then writes the log.
+--network=… and --seeds=… do a part, so that several processes can share the work; the command without them then
+writes the log.
 
 --quick trains without and with normalisation for 100 steps, and says whether the errors are those kept in results/.
 """
@@ -70,7 +71,7 @@ def main() -> None:
     if arguments.quick:
         return check_quick("lrn_cifar10", quick(arguments.dataset))
     results: dict[str, list[Any]] = {network: [] for network in arguments.network}
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         for network, of in results.items():
             file = arguments.workdir / f"{network}_{seed}_{arguments.epochs:g}.json"
             of.append(

@@ -80,7 +80,7 @@ def main() -> None:
     if arguments.quick:
         return check_quick("overfitting", quick(arguments.dataset))
     results: dict[str, list[Any]] = {name: [] for name in arguments.name}
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         for name, of in results.items():
             compute = functools.partial(curves, name, arguments.dataset, seed, EPOCHS, EVERY)
             file = arguments.workdir / f"{name}_{seed}_{EPOCHS:g}_{EVERY:g}.json"

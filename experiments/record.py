@@ -46,9 +46,11 @@ def log(name: str) -> dict[str, Any]:
 
 
 def where(values: dict[str, Any]) -> str:
-    machine = values["machine"]
+    """Machine, version and date of a log, or of a kept training, which tells its "device"."""
+    machine, device = values["machine"], values.get("device", "cpu")
     cores = "one core" if machine["cores"] == 1 else f"{machine['cores']} cores"
-    return f"{cores} of an {machine['processor']}, jax {values['versions']['jax']}, {values['date']}"
+    on = f"{cores} of an {machine['processor']}" if device == "cpu" else f"one {device}"
+    return f"{on}, jax {values['versions']['jax']}, {values['date']}"
 
 
 def mean_and_std(values: Iterable[float], form: str = ".1f") -> str:

@@ -68,7 +68,7 @@ def soonest(curves: dict[float, dict[str, Any]]) -> list[float]:
     return sorted(curves, key=rank)
 
 
-def study(network: str, name: str, dataset: str, workdir: Path, seeds: int) -> dict[str, Any]:
+def study(network: str, name: str, dataset: str, workdir: Path, seeds: list[int]) -> dict[str, Any]:
     """Of one network and non-linearity: the rates tried, the one chosen, and its curves."""
     layers = with_non_linearity(name, NETWORKS[network])
 
@@ -81,7 +81,7 @@ def study(network: str, name: str, dataset: str, workdir: Path, seeds: int) -> d
     rate = soonest(finals)[0]
     if rate in (min(RATES), max(RATES)):
         print(f"{network}, {name}: the best rate is at the end of those tried, {rate:g}", flush=True)
-    curves = [run(rate, seed, MOST_EPOCHS[name]) for seed in range(seeds)]
+    curves = [run(rate, seed, MOST_EPOCHS[name]) for seed in seeds]
     return {"sweep": sweep, "finals": finals, "rate": rate, "curves": curves}
 
 
