@@ -28,7 +28,7 @@ from alexnet_jax.architectures import Layers, relu, with_steps
 
 NETWORKS = {"3 conv + fc10": THREE_CONV, "3 conv + fc64 + fc10": THREE_CONV_TWO_DENSE}
 TARGET = 0.25
-RATES = (0.0005, 0.001, 0.002, 0.004, 0.008)
+RATES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 # Of each rate first, at most, and between two looks: all is slower with tanh.
 SWEEP_EPOCHS, MOST_EPOCHS, EVERY = {"ReLU": 3.0, "tanh": 6.0}, {"ReLU": 20.0, "tanh": 60.0}, {"ReLU": 0.5, "tanh": 1.0}
 
