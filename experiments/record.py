@@ -49,7 +49,7 @@ def where(values: dict[str, Any]) -> str:
     """Machine, version and date of a log, or of a kept training, which tells its "device"."""
     machine, device = values["machine"], values.get("device", "cpu")
     cores = "one core" if machine["cores"] == 1 else f"{machine['cores']} cores"
-    on = f"{cores} of an {machine['processor']}" if device == "cpu" else f"one {device}"
+    on = f"{cores} of an {machine['processor']}" if device.endswith("cpu") else f"one {device}"
     return f"{on}, jax {values['versions']['jax']}, {values['date']}"
 
 

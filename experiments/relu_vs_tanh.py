@@ -1,7 +1,7 @@
 """Figure 1: "a four-layer convolutional neural network with ReLUs reaches a 25 % training error rate on CIFAR-10 six
 times faster than an equivalent network with tanh neurons".
 
-  python experiments/relu_vs_tanh.py --dataset=CIFAR10 --workdir=DIR      hours on two cores; not yet timed
+  python experiments/relu_vs_tanh.py --dataset=CIFAR10 --workdir=DIR      6 minutes on an H100, its four parts at once
   python experiments/relu_vs_tanh.py --dataset=CIFAR10 --quick            a minute
 
 CIFAR10: as cifar.py says. Which network it was is not known; the two likeliest of 2012 are run: three convolutions and
@@ -9,7 +9,7 @@ one dense layer, and the same with a dense layer of 64 between. No regularisatio
 reflections. For each network and each non-linearity the rate is the one that reaches 25 % soonest: all rates train for
 some epochs, and the two best of them until they are there; then the best with two more seeds. The error is that of the
 whole training set, every half epoch (tanh: every epoch), as a mean of three of them; the time is where a line between
-two of these falls through 25 %. Expected: ReLU 3 to 7 times faster, by the network. Finished trainings stay in DIR; the
+two of these falls through 25 %. Expected: ReLU 7 and 4.5 times faster. Finished trainings stay in DIR; the
 same command goes on after them. --network=… --name=… does a part, so that several processes can share the work; the
 command without them then writes the log.
 
