@@ -216,7 +216,8 @@ def non_overlapping_pooling(layers: Layers) -> Layers:
 
 def six_conv(layers: Layers) -> Layers:
     """§6's network with a sixth convolution over the last pooling (net 146), for pre-training."""
-    sixth = Conv(256, 3, padding=1, std=layers[4].std, bias=1.0, then=(relu,))
+    last = layers[4]
+    sixth = Conv(last.features, 3, padding=1, std=last.std, bias=last.bias, then=(relu,))
     return (*layers[:5], sixth, *layers[5:])
 
 

@@ -1,31 +1,19 @@
-"""CIFAR-10 for the experiments: the networks of 2012 as tables, and training that is watched from outside.
+"""CIFAR-10 for the experiments: the networks of 2012 as tables, and quick results to compare with.
 
 The images are prepared by the package at their own size, for example
 
   python -m alexnet_jax.prepare --source=cifar-10-python.tar.gz --output=cifar10
 """
 
-import argparse
 import dataclasses
 import functools
-import json
-import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-from record import RESULTS, circumstances, log, save
+from record import RESULTS, log, save
+from training import Run
 
-from alexnet_jax import AlexNet, Config, input_pipeline, optim, parallel, train
 from alexnet_jax.architectures import Conv, Dense, Layers, Local, local_response_norm, relu
-from alexnet_jax.datasets import Dataset, open_dataset
-from alexnet_jax.evaluate import Errors, evaluate, make_evaluation_step, make_logits
 from alexnet_jax.layers import average_pool, max_pool
-from alexnet_jax.runlog import write_whole
-from alexnet_jax.shards import Records
 
 QUICK_BAND = 0.02  # by which the errors of --quick may differ on another machine
 largest = functools.partial(max_pool, window=3, stride=2, ceil_mode=True)
@@ -66,103 +54,6 @@ CONV_LOCAL_11: Layers = tuple(
 )
 
 
-class OneIn(Records):
-    """One in n examples of a split: the first, and each n-th after it."""
-
-    def __init__(self, n: int, records: Records):
-        self._records, self._numbers = records, range(0, len(records), n)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._records[self._numbers[index]]
-
-    def place(self, index: int) -> str:
-        return self._records.place(self._numbers[index])
-
-
-class Run:
-    """One training run, a step at a time, on the images as they lie on the device.
-
-    config: of the package; its dataset and crop_size must be given. decay: instead of its weight_decay, by parameter.
-    one_in: of so many training images one is used; their mean is that of all.
-    """
-
-    def __init__(self, layers: Layers, config: Config, decay: Mapping[str, float] | None = None, one_in: int = 1):
-        self.config = dataclasses.replace(config, cache="device")
-        dataset = open_dataset(config.dataset)
-        splits = {**dataset.splits, "train": OneIn(one_in, dataset.splits["train"])}
-        self.dataset: Dataset = dataclasses.replace(dataset, splits=splits)
-        self.steps_per_epoch = len(self.dataset.splits["train"]) / config.batch_size
-        self.devices = parallel.all_devices()
-        self.net = AlexNet(layers, jnp.dtype(config.precision))
-        self.mean_image = jnp.asarray(self.dataset.statistics.mean_image, jnp.float32)
-        pca = jnp.asarray(self.dataset.statistics.color_pca, jnp.float32)
-        optimizer = optim.of_config(config, self.steps_per_epoch, weight_decay=decay)
-        step = train.make_train_step(self.net, optimizer, self.mean_image, pca, self.config, self.steps_per_epoch)
-        self._step, self._read = train.with_input(step, self.config, self.dataset, self.devices)
-        state = train.init_state(self.net, optimizer, crop_size=config.crop_size, seed=config.seed)
-        self.state = parallel.replicate(state, self.devices)
-        self._evaluation: dict[str, Any] = {}
-
-    def epochs(self, until: float, every: float) -> Iterator[float]:
-        """Trains to the epoch `until`, and stops every `every` epochs for the caller to look."""
-        total = round(until * self.steps_per_epoch)
-        indices = self._read(self.dataset, self.config.batch_size, self.config.seed, range(total))
-        looks = {round(number * every * self.steps_per_epoch) for number in range(1, round(until / every))} | {total}
-        before = None
-        for step, batch in enumerate(parallel.shard_ahead(indices, self.devices), start=1):
-            self.state, metrics = self._step(self.state, batch)
-            jax.block_until_ready(before)  # two steps at most are on the way
-            before = metrics
-            if step in looks:
-                yield step / self.steps_per_epoch
-
-    def errors(self, split: str, views: int = 1) -> Errors:
-        """Of the network as it is now, over a whole split."""
-        kind = f"{split}, {views}"
-        if kind not in self._evaluation:  # the images stay on the devices
-            batches = input_pipeline.evaluation_batches(self.dataset, split, batch_size=256)
-            logits = make_logits(
-                self.net.apply, self.mean_image, self.config.crop_size, views=views, center_mean=self.config.center_mean
-            )
-            step = parallel.pmap_step(make_evaluation_step(logits), self.devices)
-            self._evaluation[kind] = step, [parallel.shard(batch, self.devices) for batch in batches]
-        step, batches = self._evaluation[kind]
-        return evaluate(step, self.state.params, batches, len(self.dataset.splits[split]))
-
-
-def smoothed(errors: list[float]) -> list[float]:
-    """Of each, the mean with its neighbours."""
-    return [statistics.mean(errors[max(0, place - 1) : place + 2]) for place in range(len(errors))]
-
-
-def reached(points: list[tuple[float, float]], target: float) -> float | None:
-    """Of points (epoch, error): the epoch at which the smoothed error falls through the target; None if it does not."""
-    means = smoothed([error for _, error in points])[:-1]  # the last has but one neighbour
-    for place in range(1, len(means)):
-        if means[place] <= target:
-            before, after = points[place - 1][0], points[place][0]
-            return before + (after - before) * (means[place - 1] - target) / (means[place - 1] - means[place])
-    return None
-
-
-def parsed(doc: str, epochs: float | None = None, **parts: Iterable[str]) -> argparse.Namespace:
-    """The command line of an experiment. parts: flags that choose one of these, by default all (a list)."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True)
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--workdir", type=Path)
-    where.add_argument("--quick", action="store_true")
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
-    if epochs is not None:
-        parser.add_argument("--epochs", type=float, default=epochs)
-    for flag, names in parts.items():
-        parser.add_argument(f"--{flag}", choices=names, nargs=1, default=[*names])
-    return parser.parse_args()
-
-
 def check_quick(name: str, found: dict[str, float]) -> None:
     """Says whether errors are within QUICK_BAND of those kept in results/; keeps them where there are none."""
     if not (RESULTS / f"{name}_quick.json").exists():
@@ -180,17 +71,3 @@ def error_after(run: Run, steps: int, split: str) -> float:
     """Top-1 error on a split after the first steps."""
     list(run.epochs(steps / run.steps_per_epoch, every=steps))
     return run.errors(split).top1_error
-
-
-def remembered(file: Path, dataset: str, compute: Callable[[], Any]) -> dict[str, Any]:
-    """{"result": what `compute` gave, and when, where and on what data}: from the file, if it was computed before."""
-    data = open_dataset(dataset).fingerprint()
-    if file.exists():
-        kept = json.loads(file.read_text())
-        if kept["data"] != data:
-            sys.exit(f"{file}: was computed on another data set than {dataset}; give another --workdir")
-        return kept
-    kept = {"result": compute(), "data": data, "device": jax.devices()[0].device_kind, **circumstances()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(kept))
-    return kept

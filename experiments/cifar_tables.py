@@ -6,9 +6,9 @@ from typing import Any
 import lrn_cifar10
 import overfitting
 import relu_vs_tanh
-from cifar import reached, smoothed
 from matplotlib.figure import Figure
 from record import RESULTS, log, mean_and_std, table, where
+from training import reached, smoothed
 
 from alexnet_jax.figures import BLUE, ORANGE
 

@@ -20,8 +20,9 @@ writes the log.
 import functools
 from typing import Any
 
-from cifar import CONV_LOCAL, CONV_LOCAL_11, Run, check_quick, error_after, parsed, remembered, with_normalization
+from cifar import CONV_LOCAL, CONV_LOCAL_11, check_quick, error_after, with_normalization
 from record import save
+from training import Run, parsed, remembered
 
 from alexnet_jax import Config
 

@@ -18,11 +18,13 @@ writes the log.
 import functools
 from typing import Any
 
-from cifar import THREE_CONV, Run, check_quick, error_after, parsed, reached, remembered, smoothed
+from cifar import THREE_CONV, check_quick, error_after
 from record import save
+from training import Run, one_in, parsed, reached, remembered, smoothed
 
 from alexnet_jax import Config
 from alexnet_jax.architectures import Dense, Layers, dropout, relu
+from alexnet_jax.datasets import open_dataset
 
 RUNS = {
     "neither": {"augmented": False, "dropped": False},
@@ -43,7 +45,7 @@ def start(dataset: str, seed: int, augmented: bool, dropped: bool) -> Run:
         dataset=dataset, crop_size=28 if augmented else 32, crop_to_edge=True, reflect=augmented, color_scale=0.0,
         weight_decay=0.0, learning_rate=0.001, bias_learning_rate=0.002, seed=seed,
     )  # fmt: skip
-    return Run(network(dropped), config, one_in=10)
+    return Run(network(dropped), config, dataset=one_in(10, open_dataset(dataset)))
 
 
 def curves(name: str, dataset: str, seed: int, epochs: float, every: float) -> dict[str, list[float]]:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from cifar import THREE_CONV, THREE_CONV_TWO_DENSE, Run, check_quick, error_after, parsed, reached, remembered
+from cifar import THREE_CONV, THREE_CONV_TWO_DENSE, check_quick, error_after
 from record import save
+from training import Run, parsed, reached, remembered
 
 from alexnet_jax import Config
 from alexnet_jax.architectures import Layers, relu, with_steps

@@ -21,6 +21,7 @@ import lrn_cifar10
 import overfitting
 import record
 import relu_vs_tanh
+import training
 
 IMAGES = Path(__file__).parents[2] / "shared" / "data"
 DIGESTS = {
@@ -59,7 +60,7 @@ def test_the_quick_result_is_reproduced(cifar10):
 
 def test_a_run_learns_and_is_looked_at_where_it_was_asked(prepared):
     config = Config(dataset=str(prepared), crop_size=CROP, batch_size=12, learning_rate=0.002, color_scale=0.0)
-    run = cifar.Run(TINY, config)
+    run = training.Run(TINY, config)
     before = run.errors("train")
     looks = list(run.epochs(3, every=0.5))
     assert looks == pytest.approx([step * 12 / 50 for step in (2, 4, 6, 8, 10, 12)])
@@ -76,16 +77,16 @@ def test_what_was_computed_is_remembered_for_one_data_set(prepared, tmp_path, mo
         return {"error": 0.25}
 
     for _ in range(2):
-        kept = cifar.remembered(tmp_path / "a.json", str(prepared), compute)
+        kept = training.remembered(tmp_path / "a.json", str(prepared), compute)
         assert kept["result"] == {"error": 0.25}
     assert len(calls) == 1
-    monkeypatch.setattr(cifar, "open_dataset", lambda _: open_dataset("shapes"))
+    monkeypatch.setattr(training, "open_dataset", lambda _: open_dataset("shapes"))
     with pytest.raises(SystemExit, match="computed on another data set"):
-        cifar.remembered(tmp_path / "a.json", "shapes", compute)
+        training.remembered(tmp_path / "a.json", "shapes", compute)
 
 
 def test_one_in_n_examples():
-    some = cifar.OneIn(3, list("abcdefgh"))
+    some = training.OneIn(3, list("abcdefgh"))
     assert [some[index] for index in range(len(some))] == ["a", "d", "g"]
 
 
@@ -138,8 +139,8 @@ def test_tables_and_pictures(tmp_path, monkeypatch):
 def test_the_target_is_reached_where_the_smoothed_error_falls_through_it():
     errors = [0.9, 0.6, 0.3, 0.3, 0.0, 0.0, 0.0]  # means of three: .6, .4, .2, three quarters of the way at 0.25
     points = [(epoch / 2, error) for epoch, error in enumerate(errors)]
-    assert cifar.reached(points, 0.25) == pytest.approx(1.375)
-    assert cifar.reached(points[:4], 0.25) is None
+    assert training.reached(points, 0.25) == pytest.approx(1.375)
+    assert training.reached(points[:4], 0.25) is None
     curves = {
         rate: {"result": {"epochs": [epoch for epoch, _ in part], "errors": [error for _, error in part]}}
         for rate, part in {0.1: points[:3], 0.2: points, 0.3: points[:4]}.items()

@@ -1,0 +1,106 @@
+"""What each part of the network and of the augmentation is worth: §3.2 to §3.4, §4.1, §4.2 and §7, in small.
+
+  python experiments/ablations.py --dataset=PHOTOS --workdir=DIR     8 hours on two cores; 3 minutes on an H100,
+                                                                     14 processes at once
+
+PHOTOS: prepared photographs; the numbers in results/ are of ten ImageNet classes of 400 training and 100 validation
+photographs each. The network is `demo`, the paper's at a fraction of its width, for 24 epochs; each variant differs by
+the one thing that its name says. Errors are those of the centre view. Expected: with so few photographs what is against
+overfitting counts most, and half a point of difference is less than what the seeds make. Finished trainings stay in
+DIR; the same command goes on after them. --variant=… and --seeds=… do a part, so that several processes can share the
+work; the command without them then writes the log.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from record import save
+from training import Run, centers, parsed, remembered
+
+from alexnet_jax import Config
+from alexnet_jax.architectures import (
+    DEMO,
+    Layers,
+    dropout,
+    no_normalization,
+    non_overlapping_pooling,
+    one_gpu,
+    with_steps,
+)
+from alexnet_jax.datasets import open_dataset
+
+EPOCHS, DROPS = 24.0, (16.0, 21.0)
+CROP = 224
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """imagenet: by how many points the errors, top-1 / top-5, rose in 2012 with the same change."""
+
+    imagenet: str
+    layers: Layers = DEMO
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    crops: bool = True
+
+
+VARIANTS = {
+    "demo": Variant(""),
+    "one GPU": Variant("+1.7 / +1.2 (§3.2)", one_gpu(DEMO)),
+    "no normalisation": Variant("+1.4 / +1.2 (§3.3)", no_normalization(DEMO)),
+    "pooling does not overlap": Variant("+0.4 / +0.3 (§3.4)", non_overlapping_pooling(DEMO)),
+    "no dropout": Variant("“substantial overfitting” (§4.2)", with_steps(DEMO, {dropout: None})),
+    "no colour": Variant("over +1 / – (§4.1)", config={"color_scale": 0.0}),
+    "no crops": Variant("“substantial overfitting” (§4.1)", crops=False),
+    "no reflections": Variant("not told", config={"reflect": False}),
+    "without conv4": Variant("about +2 / – (§7)", (*DEMO[:3], *DEMO[4:])),
+}
+
+
+def colorfulness(kernels: np.ndarray) -> list[float]:
+    """Of each kernel (window, window, 3, features): the share of its energy that is not grey, equal in red, green and
+    blue. 0: blind to colour; 2/3: as at random.
+    """
+    kernels = kernels.astype(np.float64)
+    grey = 3 * (kernels.mean(axis=2) ** 2).sum(axis=(0, 1))
+    return (1 - grey / (kernels**2).sum(axis=(0, 1, 2))).tolist()
+
+
+def trained(name: str, dataset: str, seed: int, epochs: float = EPOCHS) -> dict[str, Any]:
+    """The errors at the end, and the colourfulness of the first layer's kernels."""
+    variant, data = VARIANTS[name], open_dataset(dataset)
+    drops = tuple(drop * epochs / EPOCHS for drop in DROPS)
+    config = Config(
+        dataset=dataset, crop_size=CROP, batch_size=32, learning_rate=0.01, learning_rate_drops=drops, seed=seed,
+        **variant.config,
+    )  # fmt: skip
+    layers = (*variant.layers[:-1], dataclasses.replace(variant.layers[-1], features=len(data.class_names)))
+    run = Run(layers, config, dataset=data if variant.crops else centers(CROP, data))
+    list(run.epochs(epochs, every=epochs))
+    training, validation = run.errors("train"), run.errors("validation")
+    print(f"{name}, seed {seed}: error {validation.top1_error:.1%}, training {training.top1_error:.1%}", flush=True)
+    return {
+        "top1_error": validation.top1_error,
+        "top5_error": validation.top5_error,
+        "nll": validation.nll,
+        "training_error": training.top1_error,
+        "colorfulness": colorfulness(jax.device_get(run.state.params)["conv1"]["kernel"]),
+    }
+
+
+def main() -> None:
+    arguments = parsed(__doc__, EPOCHS, quick=False, variant=VARIANTS)
+    results: dict[str, list[Any]] = {name: [] for name in arguments.variant}
+    for seed in arguments.seeds:
+        for name, of in results.items():
+            file = arguments.workdir / f"{name}_{seed}_{arguments.epochs:g}.json"
+            compute = functools.partial(trained, name, arguments.dataset, seed, arguments.epochs)
+            of.append(remembered(file, arguments.dataset, compute))
+    if len(results) == len(VARIANTS):
+        save("ablations", epochs=arguments.epochs, seeds=arguments.seeds, results=results)
+
+
+if __name__ == "__main__":
+    main()

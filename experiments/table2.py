@@ -1,0 +1,89 @@
+"""Table 2 in small: one network and five, one view and ten, and networks that were pre-trained on other images.
+
+  python experiments/table2.py --dataset=PHOTOS --pretraining=OTHERS --workdir=DIR   3 hours on two cores;
+                                                                  3 minutes on an H100, its parts at once
+
+PHOTOS: prepared photographs; the numbers in results/ are of ten ImageNet classes of 400 training and 100 validation
+photographs each. OTHERS: prepared images of the same size, of other classes; there, CIFAR-10 enlarged. Five
+networks, `demo`, are trained alike but for the seed; two with a sixth convolution are trained on OTHERS, and then on
+PHOTOS from there, with a tenth of the rate in what they bring. All through the package: training, --init_from,
+evaluation of several networks. Expected: ten views and five networks lower the error, and each is seen. Finished
+trainings stay in DIR; the same command goes on after them. --name=… does a part, so that several processes can share
+the work; the command without it then writes the log.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from record import save
+
+from alexnet_jax import Config
+from alexnet_jax.architectures import ARCHITECTURES, DEMO, six_conv
+from alexnet_jax.ensemble import evaluate_networks
+from alexnet_jax.evaluate import Errors
+from alexnet_jax.train import train_and_evaluate
+
+ARCHITECTURES["demo_six_conv"] = six_conv(DEMO)  # of this experiment only
+NETWORKS = tuple(f"network {seed}" for seed in range(5))
+PRETRAINED = tuple(f"pre-trained {seed}" for seed in range(2))
+ROWS = {  # of the table: the networks, the views, and the paper's errors, top-1 / top-5, on ILSVRC
+    "1 CNN, centre view": (NETWORKS[:1], 1, "39.0 / 18.3 (2010, §4.1)"),
+    "1 CNN, ten views": (NETWORKS[:1], 10, "40.7 / 18.2 (2012); 37.5 / 17.0 (2010)"),
+    "5 CNNs, ten views": (NETWORKS, 10, "38.1 / 16.4"),
+    "1 CNN*, centre view": (PRETRAINED[:1], 1, "–"),
+    "1 CNN*, ten views": (PRETRAINED[:1], 10, "39.0 / 16.6"),
+    "7 CNNs*, ten views": ((*NETWORKS, *PRETRAINED), 10, "36.7 / 15.4"),
+}
+
+
+def trained(name: str, dataset: str, pretraining: str, workdir: Path) -> Errors:
+    """One of the networks, in a folder of its name."""
+    seed = int(name.split()[1])
+    common: dict[str, Any] = {"cache": "device", "batch_size": 32, "learning_rate": 0.01, "seed": seed}
+    photos = {**common, "dataset": dataset, "epochs": 24.0, "learning_rate_drops": (16.0, 21.0)}
+    if name in NETWORKS:
+        return train_and_evaluate(Config(**photos), workdir / name)
+    others = Config(**common, architecture="demo_six_conv", dataset=pretraining, epochs=2.0, learning_rate_drops=(1.5,))
+    origin = workdir / f"others {seed}"
+    train_and_evaluate(others, origin)
+    train_and_evaluate(
+        Config(**photos, architecture="demo_six_conv", init_from=str(origin), taken_rate_scale=0.1), workdir / name
+    )
+
+
+def answers(network: Path, views: int) -> Path:
+    """Where its answers are kept."""
+    return network / f"{views} views" / "answers.npz"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--pretraining", required=True)
+    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--name", choices=[*NETWORKS, *PRETRAINED], nargs=1, default=[*NETWORKS, *PRETRAINED])
+    arguments = parser.parse_args()
+
+    for name in arguments.name:
+        if all(answers(arguments.workdir / name, views).exists() for views in (1, 10)):
+            continue
+        trained(name, arguments.dataset, arguments.pretraining, arguments.workdir)
+        for views in (1, 10):
+            network = arguments.workdir / name
+            evaluate_networks([str(network)], answers(network, views).parent, views=views)
+    if len(arguments.name) < len(NETWORKS) + len(PRETRAINED):
+        return
+    results = {}
+    for row, (networks, views, _) in ROWS.items():
+        output = arguments.workdir / "table" / row
+        evaluate_networks([str(answers(arguments.workdir / name, views)) for name in networks], output)
+        found = json.loads((output / "result.json").read_text())["networks"]
+        results[row] = found[-1]  # of all together
+    facts = json.loads((arguments.workdir / NETWORKS[0] / "result.json").read_text())
+    save("table2", device=facts["device"], results=results)
+
+
+if __name__ == "__main__":
+    main()
