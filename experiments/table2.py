@@ -4,7 +4,7 @@
                                                                   3 minutes on an H100, its parts at once
 
 PHOTOS: prepared photographs; the numbers in results/ are of ten ImageNet classes of 400 training and 100 validation
-photographs each. OTHERS: prepared images of the same size, of other classes; there, CIFAR-10 enlarged. Five
+photographs each. OTHERS: prepared images of the same size, of other classes; there, 30,000 of CIFAR-10 enlarged. Five
 networks, `demo`, are trained alike but for the seed; two with a sixth convolution are trained on OTHERS, and then on
 PHOTOS from there, with a tenth of the rate in what they bring. All through the package: training, --init_from,
 evaluation of several networks. Expected: ten views and five networks lower the error, and each is seen. Finished
