@@ -41,8 +41,8 @@ ROWS = {  # of the table: the networks, the views, and the paper's errors, top-1
 def trained(name: str, dataset: str, pretraining: str, workdir: Path) -> Errors:
     """One of the networks, in a folder of its name."""
     seed = int(name.split()[1])
-    common: dict[str, Any] = {"cache": "device", "batch_size": 32, "learning_rate": 0.01, "seed": seed}
-    photos = {**common, "dataset": dataset, "epochs": 24.0, "learning_rate_drops": (16.0, 21.0)}
+    common: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.01, "seed": seed}
+    photos = {**common, "dataset": dataset, "cache": "device", "epochs": 24.0, "learning_rate_drops": (16.0, 21.0)}
     if name in NETWORKS:
         return train_and_evaluate(Config(**photos), workdir / name)
     others = Config(**common, architecture="demo_six_conv", dataset=pretraining, epochs=2.0, learning_rate_drops=(1.5,))
@@ -81,8 +81,10 @@ def main() -> None:
         evaluate_networks([str(answers(arguments.workdir / name, views)) for name in networks], output)
         found = json.loads((output / "result.json").read_text())["networks"]
         results[row] = found[-1]  # of all together
-    facts = json.loads((arguments.workdir / NETWORKS[0] / "result.json").read_text())
-    save("table2", device=facts["device"], results=results)
+    devices = {
+        name: json.loads((arguments.workdir / name / "result.json").read_text())["device"] for name in arguments.name
+    }
+    save("table2", devices=devices, results=results)
 
 
 if __name__ == "__main__":
