@@ -16,8 +16,8 @@ import functools
 from typing import Any
 
 import jax
-import numpy as np
 from record import save
+from specialisation import colorfulness
 from training import Run, centers, parsed, remembered
 
 from alexnet_jax import Config
@@ -57,15 +57,6 @@ VARIANTS = {
     "no reflections": Variant("not told", config={"reflect": False}),
     "without conv4": Variant("about +2 / – (§7)", (*DEMO[:3], *DEMO[4:])),
 }
-
-
-def colorfulness(kernels: np.ndarray) -> list[float]:
-    """Of each kernel (window, window, 3, features): the share of its energy that is not grey, equal in red, green and
-    blue. 0: blind to colour; 2/3: as at random.
-    """
-    kernels = kernels.astype(np.float64)
-    grey = 3 * (kernels.mean(axis=2) ** 2).sum(axis=(0, 1))
-    return (1 - grey / (kernels**2).sum(axis=(0, 1, 2))).tolist()
 
 
 def trained(name: str, dataset: str, seed: int, epochs: float = EPOCHS) -> dict[str, Any]:
