@@ -10,7 +10,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from cifar_tables import draw, figure1, lrn_on_cifar10, overfitting_and_cures
+from cifar_tables import claims, draw, figure1, lrn_on_cifar10, overfitting_and_cures
 from photo_tables import ablations, specialisation, table2
 from record import log, mean_and_std, table, where
 from speed_tables import (
@@ -157,7 +157,7 @@ TABLES = {
     for of in (
         first_runs, first_steps, two_gpus, kills, precision, jpeg_decoders, prepare_speed, input_speed, feeding,
         imagenet_plan, throughput, throughput_costs, breakdown, startup, figure1, lrn_on_cifar10, overfitting_and_cures,
-        ablations, specialisation, table2,
+        ablations, specialisation, table2, claims,
     )
 }  # fmt: skip
 
