@@ -1,11 +1,12 @@
 """§6: exact top-1 and top-5 errors."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
@@ -32,6 +33,15 @@ def label_ranks(logits: Float[Array, "n classes"], labels: Int[Array, "n"]) -> I
     earlier = jnp.arange(logits.shape[1])[None] < labels[:, None]
     before = ~(logits <= of_label) | ((logits == of_label) & earlier)
     return before.sum(axis=1)
+
+
+def likeliest(
+    probabilities: Float[np.ndarray, "outputs"], class_names: Sequence[str], top: int = 5
+) -> list[tuple[str, float]]:
+    """(class, probability) of the likeliest classes, the likeliest first. An output beyond the classes has a number."""
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    names = [class_names[index] if index < len(class_names) else f"output {index}" for index in order]
+    return [(name, float(probabilities[index])) for name, index in zip(names, order, strict=True)]
 
 
 def count_errors(logits: Float[Array, "n classes"], labels: Int[Array, "n"]) -> dict[str, Array]:

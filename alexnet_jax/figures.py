@@ -97,6 +97,52 @@ def save_predictions(
     _save(figure, file)
 
 
+def save_activations(
+    image: UInt8[np.ndarray, "size size 3"],
+    maps: Float[np.ndarray, "height width kernels"],
+    name: str,
+    file: Path,
+    *,
+    columns: int = 16,
+) -> None:
+    """An image and what each kernel of a layer makes of it, dark where it answers most; each on a scale of its own."""
+    height, width, kernels = maps.shape
+    rows = -(-kernels // columns)
+    sheet = np.ones((rows * (height + 1) - 1, columns * (width + 1) - 1))
+    for index in range(kernels):
+        top, left = np.array(divmod(index, columns)) * (height + 1, width + 1)
+        one = maps[..., index] - min(0.0, float(maps[..., index].min()))
+        sheet[top : top + height, left : left + width] = 1 - one / max(float(one.max()), 1e-12)
+    tall = max(2.4, 0.45 * rows + 0.3)
+    figure = Figure(figsize=(2.6 + 0.45 * columns, tall), layout="constrained")
+    left_axes, right = figure.subplots(1, 2, width_ratios=[2.4, 0.45 * columns])
+    left_axes.imshow(image)
+    right.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    right.set_title(f"{name}: {kernels} maps of {height}×{width}", fontsize=9)
+    for axes in (left_axes, right):
+        axes.set_axis_off()
+    _save(figure, file)
+
+
+def save_neighbors(
+    queries: Sequence[UInt8[np.ndarray, "size size 3"]],
+    neighbors: Sequence[Sequence[UInt8[np.ndarray, "size size 3"]]],
+    file: Path,
+) -> None:
+    """As Figure 4, right: each image, and then in its row those that are nearest to it."""
+    columns = 1 + max(map(len, neighbors))
+    figure = Figure(figsize=(1.1 * columns + 0.3, 1.1 * len(queries)), layout="constrained")
+    # The narrow empty column sets the query apart.
+    panels = figure.subplots(len(queries), columns + 1, squeeze=False, width_ratios=[1, 0.15, *[1] * (columns - 1)])
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for row, query, nearest in zip(panels, queries, neighbors, strict=True):
+        row[0].imshow(query)
+        for axes, image in zip(row[2:], nearest, strict=False):
+            axes.imshow(image)
+    _save(figure, file)
+
+
 def save_confusion(counts: Int[np.ndarray, "classes classes"], class_names: Sequence[str], file: Path) -> None:
     """How often each class (row) was taken for each other (column), in shares of its images; named where few."""
     classes = len(class_names)

@@ -6,7 +6,7 @@ import queue
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -64,6 +64,13 @@ def evaluation_batches(dataset: Dataset, split: str, *, batch_size: int, rows: r
     return _read(dataset, split, range(images), batch_size, steps, rows or range(batch_size), None)
 
 
+def chosen(dataset: Dataset, split: str, numbers: Sequence[int] | np.ndarray) -> Batch:
+    """The images of a split with these numbers, as one batch."""
+    images = np.empty((len(numbers), dataset.size, dataset.size, 3), np.uint8)
+    labels = [_load(dataset, split, int(number), image) for number, image in zip(numbers, images, strict=True)]
+    return Batch(images, np.array(labels, np.int32))
+
+
 def whole_split(dataset: Dataset, split: str) -> Batch:
     """All images of a split, in order, as one batch."""
     (batch,) = evaluation_batches(dataset, split, batch_size=len(dataset.splits[split]))
@@ -90,7 +97,13 @@ class _Shuffled:
 
 
 def _read(
-    dataset: Dataset, split: str, order: _Shuffled | range, batch_size: int, steps: range, rows: range, threads: int | None
+    dataset: Dataset,
+    split: str,
+    order: _Shuffled | range,
+    batch_size: int,
+    steps: range,
+    rows: range,
+    threads: int | None,
 ) -> Iterator[Batch]:
     """The rows of the batches of these steps: row r of step s holds image order[s · batch_size + r].
 

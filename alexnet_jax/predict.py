@@ -38,6 +38,7 @@ class Options:
     top: int = option(5, "how many classes are told", minimum=1)
     json: bool = option(False, "one line of JSON for each picture")
     figure: str = option("", "a .png, .pdf or .svg of the pictures (400 at most) and answers, as in Figure 4")
+    maps: str = option("", "with --figure and one picture: draw what the kernels of this layer make of it, as conv1")
 
     def __post_init__(self):
         check_bounds(self)
@@ -45,6 +46,8 @@ class Options:
             raise InputError("--workdir=DIR is needed: the folder of a run")
         if self.views not in (1, 10):
             raise InputError(f"--views={self.views}: must be 1 or 10")
+        if self.maps and not self.figure:
+            raise InputError(f"--maps={self.maps}: needs --figure=FILE")
         if self.figure and Path(self.figure).suffix.lower() not in FIGURES:
             raise InputError(f"--figure={self.figure}: must end in {', '.join(FIGURES)}")
 
@@ -77,6 +80,8 @@ def predictions(
     network: "Trained", files: Sequence[str], *, views: int = 1, top: int = 5
 ) -> Iterator[Prediction | InputError]:
     """What a network sees in each file; for one that cannot be read, an InputError that names it."""
+    from alexnet_jax.evaluate import likeliest  # here, as below
+
     probabilities = network.make_probabilities(views=views)
     for start in range(0, len(files), BATCH):
         images = np.zeros((min(BATCH, len(files)), network.size, network.size, 3), np.uint8)
@@ -90,14 +95,9 @@ def predictions(
             if isinstance(pixels, InputError):
                 yield pixels
                 continue
-            order = np.argsort(-row, kind="stable")[:top]
             folder = Path(file).absolute().parent.name
-            yield Prediction(
-                file,
-                pixels,
-                [(network.class_names[index], float(row[index])) for index in order],
-                folder if folder in network.class_names else None,
-            )
+            label = folder if folder in network.class_names else None
+            yield Prediction(file, pixels, likeliest(row, network.class_names, top), label)
 
 
 def _read(file: str, size: int) -> Pixels | InputError:
@@ -134,6 +134,8 @@ def _predict(arguments: Sequence[str]) -> None:
     # Here, so that --help and bad flags do not wait for it.
     from alexnet_jax import figures, trained
 
+    if options.maps and len(files) > 1:
+        raise InputError(f"--maps={options.maps}: takes one picture, not {len(files)}")
     network = trained.load(options.workdir, options.checkpoint)
     seen: list[Prediction] = []
     failed = 0
@@ -145,13 +147,28 @@ def _predict(arguments: Sequence[str]) -> None:
         print(as_json(prediction) if options.json else as_text(prediction), flush=True)
         if options.figure and len(seen) < MOST_IN_A_FIGURE:
             seen.append(prediction)
-    if seen:
+    if seen and options.maps:
+        _draw_maps(network, seen[0], options)
+    elif seen:
         figures.save_predictions(
             [of.pixels for of in seen], [of.top for of in seen], [of.label for of in seen],
             Path(options.figure).expanduser(),
         )  # fmt: skip
     if failed:
         raise InputError(f"{failed} of {len(files)} pictures cannot be read")
+
+
+def _draw_maps(network: "Trained", seen: Prediction, options: Options) -> None:
+    import jax.numpy as jnp
+
+    from alexnet_jax import figures
+    from alexnet_jax.features import make_features
+
+    of_images = make_features(network, options.maps)
+    maps = np.asarray(of_images(network.params, jnp.asarray(seen.pixels[None])))[0]
+    if maps.ndim != 3:
+        raise InputError(f"--maps={options.maps}: is a dense layer, which has no maps")
+    figures.save_activations(seen.pixels, maps, options.maps, Path(options.figure).expanduser())
 
 
 if __name__ == "__main__":

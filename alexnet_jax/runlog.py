@@ -7,7 +7,6 @@ import io
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -19,7 +18,6 @@ import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
-from alexnet_jax import figures
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.datasets import Dataset
 from alexnet_jax.evaluate import Errors
@@ -177,25 +175,6 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             found.extend(json.loads(line) for line in file.read_text(errors="replace").split("\n")[:-1])
     return found
-
-
-def report(workdir: Path, errors: Errors, kernels: np.ndarray, gpus: int, result: dict[str, Any]) -> None:
-    """At the end of a run: its pictures, and result.json with `errors`, `result` and the median of images/s.
-
-    kernels: of the first layer, which `gpus` of the paper share.
-    """
-    lines = read_metrics(workdir / METRICS)
-    figures.save_curves(lines, workdir / "figures" / "curves.png")
-    figures.save_kernels(kernels, workdir / "figures" / "conv1.png", gpus=gpus)
-    rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]
-    result = {**errors._asdict(), **result, "images_per_second": statistics.median(rates) if rates else None}
-    write_whole(workdir / "result.json", json.dumps(result, indent=2) + "\n")
-    print(
-        f"top-1 error {errors.top1_error:.1%}, top-5 error {errors.top5_error:.1%}, nll {errors.nll:.3f} nats "
-        f"on {errors.examples:,} validation images after {result['steps']:,} steps\n"
-        f"{workdir}: result.json, metrics.jsonl, figures/curves.png, figures/conv1.png, tensorboard/",
-        flush=True,
-    )
 
 
 def versions() -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from alexnet_jax import checkpoint, input_pipeline, model, optim, parallel, pretraining, runlog
+from alexnet_jax import checkpoint, input_pipeline, model, optim, parallel, pretraining, report, runlog
 from alexnet_jax.architectures import ARCHITECTURES, Layers, image_size, with_classes
 from alexnet_jax.augment import split_each, training_views
 from alexnet_jax.config import Config, InputError, in_steps, is_due
@@ -234,10 +234,8 @@ def _run(
         errors = errors or validate(state.params)  # a run that had ended already
         best_step = checkpoints.best_step()
     if parallel.is_first_host():
-        kernels = jax.device_get(state.params)["conv1"]["kernel"]
         result = {"steps": steps, "best_checkpoint": best_step, "seed": config.seed, "device": _named(devices)}
-        gpus = getattr(net.layers[1], "groups", 1)  # whose halves see half of the first layer each
-        runlog.report(workdir, errors, kernels, gpus, result)
+        report.write(workdir, dataset, net.layers, jax.device_get(state.params), logits, errors, result)
     return errors
 
 

@@ -123,7 +123,7 @@ def test_a_whole_run_leaves_its_results(tmp_path, photos):
         "top1_error", "top5_error", "nll", "examples", "steps", "best_checkpoint", "images_per_second", "seed", "device"
     }  # fmt: skip
     assert (result["examples"], result["steps"]) == (2, 4)
-    for name in ("curves.png", "conv1.png"):
+    for name in ("curves.png", "conv1.png", "predictions.png"):
         assert (tmp_path / "figures" / name).stat().st_size > 5000
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"validation/top1_error" in events.read_bytes()

@@ -1,0 +1,82 @@
+"""What a layer of a trained network says of images: its outputs as features."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from alexnet_jax import input_pipeline, xla
+from alexnet_jax.architectures import named
+from alexnet_jax.augment import center_view, subtract_mean
+from alexnet_jax.config import InputError
+from alexnet_jax.datasets import Dataset
+from alexnet_jax.model import activations
+from alexnet_jax.trained import Trained
+
+
+def last_hidden(network: Trained) -> str:
+    """The layer before the classes, fc7 in the paper's network: what its Figure 4 compares images by."""
+    return [*named(network.net.layers)][-2]
+
+
+def make_features(
+    network: Trained, layer: str
+) -> Callable[[PyTree, UInt8[Array, "n size size 3"]], Float[Array, "n ..."]]:
+    """The function (params, images) → output of a layer after its last step, of the centre of each image, in test mode.
+
+    Of a convolution (n, height, width, kernels), of a dense layer (n, features). Raises InputError where there is no
+    such layer.
+    """
+    names = [*named(network.net.layers)]
+    if layer not in names:
+        raise InputError(f"{network.workdir}: its network has no layer {layer}; there are {', '.join(names)}")
+    mean_image = jnp.asarray(network.mean_image, jnp.float32)
+
+    def of_images(params: PyTree, images: Array) -> Array:
+        views = center_view(subtract_mean(images, mean_image), network.config.crop_size)
+        return activations(network.net, {"params": params}, views)[layer]
+
+    return of_images
+
+
+def features(
+    network: Trained,
+    dataset: Dataset,
+    split: str = "train",
+    *,
+    layer: str = "fc7",
+    file: str | Path | None = None,
+    batch_size: int = 128,
+) -> Float[np.ndarray, "n ..."]:
+    """The outputs of a layer for all images of a split, in its order, in float32.
+
+    file: .npy to write them to, batch by batch; what is returned then lies there and not in memory.
+
+    Raises InputError where there is no such layer or split, or the images have another size than the network's.
+    """
+    if split not in dataset.splits:
+        raise InputError(f"{dataset.path}: has no split {split}; there are {', '.join(dataset.splits)}")
+    if network.size != dataset.size:
+        raise InputError(
+            f"{network.workdir}: is for images of {network.size} pixels, those of {dataset.path} have {dataset.size}"
+        )
+    of_images = jax.jit(make_features(network, layer), compiler_options=xla.compiler_options())
+    images = len(dataset.splits[split])
+    found: np.ndarray | None = None
+    for number, batch in enumerate(input_pipeline.evaluation_batches(dataset, split, batch_size=batch_size)):
+        rows = np.asarray(of_images(network.params, batch.images), np.float32)
+        if found is None:
+            shape = (images, *rows.shape[1:])
+            if file is None:
+                found = np.empty(shape, np.float32)
+            else:
+                found = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+        first = number * batch_size
+        found[first : first + batch_size] = rows[: images - first]
+    assert found is not None
+    if isinstance(found, np.memmap):
+        found.flush()
+    return found
