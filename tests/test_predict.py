@@ -177,3 +177,27 @@ def test_a_damaged_file_is_named(workdir, tmp_path, file):
     (copy / file).write_bytes(b"{")
     with pytest.raises(InputError, match=rf"{file}: cannot be read"):
         trained.load(copy)
+
+
+def test_activation_maps_are_drawn_of_one_picture(tmp_path, workdir, dataset):
+    Image.fromarray(input_pipeline.whole_split(dataset, "validation").images[0]).save(tmp_path / "a.png")
+    process = command(f"--workdir={workdir}", "--maps=conv1", f"--figure={tmp_path / 'm.png'}", tmp_path / "a.png")
+    assert process.returncode == 0, process.stderr
+    pixels = np.asarray(Image.open(tmp_path / "m.png").convert("L"))
+    assert 0.02 < np.mean(pixels < 128) < 0.9  # neither empty nor black
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--maps=conv1"], "--maps=conv1: needs --figure=FILE"),
+        (["--maps=fc6", "--figure=m.png"], "--maps=fc6: is a dense layer, which has no maps"),
+        (["--maps=conv9", "--figure=m.png"], "its network has no layer conv9; there are conv1, conv2, conv3"),
+    ],
+)
+def test_maps_that_cannot_be_drawn_are_one_line(tmp_path, workdir, dataset, flags, message):
+    Image.fromarray(input_pipeline.whole_split(dataset, "validation").images[0]).save(tmp_path / "a.png")
+    process = command(f"--workdir={workdir}", *flags, tmp_path / "a.png")
+    assert process.returncode == 2
+    assert message in process.stderr.splitlines()[-1]
+    assert not (tmp_path / "m.png").exists()
