@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -29,7 +29,9 @@ class Origin(NamedTuple):
 
     def into(self, params: PyTree) -> PyTree:
         """The parameters with these in their places."""
-        return jax.tree_util.tree_map_with_path(lambda path, of: self.values.get(_name(path), of), params)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, of: self.values.get("/".join(key.key for key in path), of), params
+        )
 
     def keep(self, workdir: Path) -> None:
         """Tells what is taken over, and keeps it in the workdir, for when the run is continued."""
@@ -56,8 +58,8 @@ def find_origin(config: Config, workdir: Path, net: AlexNet, dataset: Dataset) -
         origin = trained.load(config.init_from)
     except InputError as error:
         raise InputError(f"--init_from={config.init_from}: {error}") from error
-    own = _by_name(jax.eval_shape(lambda: init_params(net, jax.random.key(0), config.crop_size)))
-    theirs = _by_name(origin.params)
+    own = trained.by_name(jax.eval_shape(lambda: init_params(net, jax.random.key(0), config.crop_size)))
+    theirs = trained.by_name(origin.params)
     last = f"{[*named(origin.net.layers)][-1]}/"
     if origin.class_names[: len(dataset.class_names)] != dataset.class_names:
         theirs = {name: value for name, value in theirs.items() if not name.startswith(last)}
@@ -69,11 +71,3 @@ def find_origin(config: Config, workdir: Path, net: AlexNet, dataset: Dataset) -
             raise InputError(f"--frozen_layers={layer}: is not taken over from {config.init_from}")
     values = {name: np.asarray(theirs[name]) for name in taken}
     return Origin(f"{origin.workdir}, step {origin.step}", taken, [name for name in own if name not in values], values)
-
-
-def _by_name(params: PyTree) -> dict[str, Any]:
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-
-
-def _name(path: tuple) -> str:
-    return "/".join(key.key for key in path)

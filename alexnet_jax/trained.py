@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from alexnet_jax import checkpoint, evaluate, optim, runlog, xla
-from alexnet_jax.architectures import ARCHITECTURES, with_classes
+from alexnet_jax.architectures import ARCHITECTURES, Layers, with_classes
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.datasets import open_dataset
 from alexnet_jax.model import AlexNet
-from alexnet_jax.state import init_state
+from alexnet_jax.state import init_params, init_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +59,51 @@ class Trained:
         return functools.partial(compiled, self.params)
 
 
+def by_name(params: PyTree) -> dict[str, Any]:
+    """The parameters by names as "conv1/kernel"."""
+    return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def assembled(
+    file: Path,
+    config: Config,
+    step: int,
+    class_names: tuple[str, ...],
+    mean_image: np.ndarray,
+    layers: Layers,
+    parameters: Mapping[str, np.ndarray],
+) -> Trained:
+    """A network of parameters by their names. Raises InputError, naming the file and the parameter, where one does not
+    fit the table.
+    """
+    net = AlexNet(layers, jnp.dtype(config.precision))
+    like = jax.eval_shape(lambda: init_params(net, jax.random.key(0), config.crop_size))
+    shapes = {name: leaf.shape for name, leaf in by_name(like).items()}
+    for name in sorted({*shapes, *parameters}):
+        if name not in shapes or name not in parameters:
+            raise InputError(f"{file}: {name} {'is one too many' if name in parameters else 'is missing'}")
+        if parameters[name].shape != shapes[name]:
+            raise InputError(f"{file}: {name} has the shape {parameters[name].shape}, where {shapes[name]} is expected")
+        if not np.isfinite(parameters[name]).all():
+            raise InputError(f"{file}: {name} is not finite")
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, _: jnp.asarray(parameters["/".join(key.key for key in path)], jnp.float32), like
+    )
+    return Trained(file, step, config, class_names, np.asarray(mean_image), net, params)
+
+
 def load(workdir: str | Path, checkpoint_step: str = "latest") -> Trained:
-    """The network of a run, which may still be running.
+    """The network of a run, which may still be running; or of a .safetensors of `weights.save`.
 
     checkpoint_step: "latest", "best" (lowest validation top-1 error), or a step's number.
 
     Raises InputError where the folder is not a run's, or the checkpoint is not there or damaged.
     """
     workdir = Path(workdir).expanduser()
+    if workdir.suffix == ".safetensors":
+        from alexnet_jax import weights  # which is above this
+
+        return weights.load(workdir)
     config, class_names, mean_image = _facts(workdir)
     if config.architecture not in ARCHITECTURES:
         raise InputError(f"{workdir}: its architecture '{config.architecture}' is unknown here")

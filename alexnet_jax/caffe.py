@@ -1,0 +1,80 @@
+"""Caffe's files, read without Caffe: protocol buffers, of which the fields that are used are declared here."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+from jaxtyping import Float
+
+from alexnet_jax.config import InputError
+
+# caffe.proto of BVLC/caffe: message → (field, number, type, repeated). Of the two lists of layers, the older one has
+# numbers for types.
+_MESSAGES: dict[str, list[tuple[str, int, str, bool]]] = {
+    "BlobShape": [("dim", 1, "int64", True)],
+    "BlobProto": [
+        ("num", 1, "int32", False),
+        ("channels", 2, "int32", False),
+        ("height", 3, "int32", False),
+        ("width", 4, "int32", False),
+        ("data", 5, "float", True),
+        ("shape", 7, "BlobShape", False),
+    ],
+    "V1LayerParameter": [("name", 4, "string", False), ("blobs", 6, "BlobProto", True)],
+    "LayerParameter": [("name", 1, "string", False), ("blobs", 7, "BlobProto", True)],
+    "NetParameter": [("layers", 2, "V1LayerParameter", True), ("layer", 100, "LayerParameter", True)],
+}
+
+
+@functools.cache
+def message(name: str) -> Any:
+    """The class of a message of caffe.proto."""
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="alexnet_jax/caffe.proto", package="caffe", syntax="proto2")
+    for of, fields in _MESSAGES.items():
+        described = file.message_type.add(name=of)
+        for of_field, number, kind, repeated in fields:
+            one = described.field.add(name=of_field, number=number, label=3 if repeated else 1)
+            if kind in _MESSAGES:
+                one.type, one.type_name = field.TYPE_MESSAGE, f".caffe.{kind}"
+            else:
+                one.type = getattr(field, f"TYPE_{kind.upper()}")
+            if repeated and kind not in _MESSAGES:
+                one.options.packed = True
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}"))
+
+
+def read_layers(file: Path) -> dict[str, list[Float[np.ndarray, "..."]]]:
+    """The blobs of each layer of a .caffemodel that has some, by its name. Raises InputError where it is damaged."""
+    network = _parsed(file, "NetParameter")
+    layers = {layer.name: [_array(blob, file) for blob in layer.blobs] for layer in [*network.layers, *network.layer]}
+    return {name: blobs for name, blobs in layers.items() if blobs}
+
+
+def read_mean(file: Path) -> Float[np.ndarray, "height width 3"]:
+    """The mean image of a .binaryproto, as RGB. Raises InputError where it is damaged, or no colour image."""
+    mean = _array(_parsed(file, "BlobProto"), file)
+    mean = mean[0] if mean.ndim == 4 and len(mean) == 1 else mean
+    if mean.ndim != 3 or mean.shape[0] != 3:
+        raise InputError(f"{file}: holds no colour image, but numbers of the shape {mean.shape}")
+    return mean[::-1].transpose(1, 2, 0)
+
+
+def _parsed(file: Path, name: str) -> Any:
+    try:
+        return message(name).FromString(file.read_bytes())
+    except DecodeError as error:
+        raise InputError(f"{file}: is damaged, or no file of Caffe's ({error})") from error
+
+
+def _array(blob: Any, file: Path) -> Float[np.ndarray, "..."]:
+    shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
+    values = np.array(blob.data, np.float32)
+    if min(shape) < 0 or int(np.prod(shape, dtype=object)) != values.size:
+        raise InputError(f"{file}: is damaged: {values.size} numbers where the shape is {shape}")
+    return values.reshape(shape)

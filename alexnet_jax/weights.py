@@ -1,0 +1,115 @@
+"""Trained networks in one file, and from and to other frameworks.
+
+  python -m alexnet_jax.weights --source=RUN --output=alexnet.safetensors
+  python -m alexnet_jax.weights --source=bvlc_alexnet.caffemodel --mean=imagenet_mean.binaryproto --output=…
+  python -m alexnet_jax.weights --source=alexnet-owt-7be5be79.pth --output=alexnet.safetensors
+  python -m alexnet_jax.weights --source=RUN --output=torch.safetensors --pytorch
+
+What is written stands for a run wherever one is asked for: predict --workdir=alexnet.safetensors photo.jpg.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from alexnet_jax import command, interchange, runlog, trained
+from alexnet_jax.architectures import ARCHITECTURES, with_classes
+from alexnet_jax.config import Config, InputError, option
+from alexnet_jax.trained import Trained
+
+
+def save(network: Trained, file: str | Path, errors: Mapping[str, float] | None = None) -> None:
+    """Writes a network with all that it takes to use it: parameters, mean image, and a card in the metadata (config,
+    class names, step, `errors`, versions and commit).
+    """
+    # safetensors writes an array's memory, in whatever order it lies there.
+    tensors = {name: np.ascontiguousarray(value) for name, value in trained.by_name(network.params).items()}
+    tensors["mean_image"] = np.ascontiguousarray(network.mean_image, np.float32)
+    card = {
+        "config": {**network.config.to_json(), "dataset": ""},
+        "class_names": network.class_names,
+        "step": network.step,
+        "errors": dict(errors or {}),
+        **runlog.versions(),
+    }
+    content = safetensors.numpy.save(
+        tensors, {"format": interchange.FORMAT, "card": json.dumps(card, ensure_ascii=False)}
+    )
+    runlog.write_whole(Path(file), content)
+
+
+def load(file: str | Path) -> Trained:
+    """What `save` wrote. Raises InputError where it did not write this, or the file is damaged."""
+    file = Path(file)
+    tensors, metadata = interchange.read_safetensors(file)
+    if metadata.get("format") != interchange.FORMAT:
+        raise InputError(f"{file}: was not written by alexnet_jax.weights; it reads the file as --source")
+    try:
+        card = json.loads(metadata["card"])
+        config, names, step = Config.from_json(card["config"]), tuple(map(str, card["class_names"])), int(card["step"])
+        layers = with_classes(ARCHITECTURES[config.architecture], len(names))
+    except (ValueError, KeyError, TypeError, InputError) as error:
+        raise InputError(f"{file}: its card cannot be read ({error})") from error
+    mean_image = tensors.pop("mean_image", np.zeros(0))
+    if mean_image.ndim != 3 or mean_image.shape[0] != mean_image.shape[1] or mean_image.shape[2] != 3:
+        raise InputError(f"{file}: mean_image is missing, or no square colour image")
+    return trained.assembled(file, config, step, names, mean_image, layers, tensors)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The flags."""
+
+    source: str = option("", "a run's folder, a .safetensors, torchvision's .pth, or Caffe's .caffemodel")
+    output: str = option("", "file to write, .safetensors")
+    checkpoint: str = option("latest", "of a run: which of its checkpoints")
+    mean: str = option("", "of a .caffemodel: the .binaryproto with the mean image")
+    classes: str = option("", "of another framework's network: file with the name of a class on each line")
+    pytorch: bool = option(False, "write a state dict for PyTorch instead")
+
+    def __post_init__(self):
+        if not self.source or not self.output:
+            raise InputError("--source=RUN_OR_FILE and --output=FILE are needed")
+        if Path(self.output).suffix != ".safetensors":
+            raise InputError(f"--output={self.output}: must end in .safetensors")
+
+
+def read(options: Options) -> Trained:
+    """The network that is meant, of whatever kind. Raises InputError."""
+    source = Path(options.source).expanduser()
+    names: tuple[str, ...] = ()
+    if options.classes:
+        names = tuple(Path(options.classes).expanduser().read_text().splitlines())
+    if source.suffix == ".caffemodel":
+        if not options.mean:
+            raise InputError(f"{source}: needs --mean=FILE, the .binaryproto that comes with it")
+        return interchange.from_caffe(source, Path(options.mean).expanduser(), names)
+    if source.is_dir() or interchange.is_ours(source):
+        return trained.load(source, options.checkpoint)
+    return interchange.from_torchvision(source, names)
+
+
+def main() -> None:
+    command.define_flags(Options)
+    command.run(_convert, __doc__)
+
+
+def _convert() -> None:
+    options = Options(**command.given_flags(Options))
+    network, output = read(options), Path(options.output).expanduser()
+    if options.pytorch:
+        runlog.write_whole(output, safetensors.numpy.save(interchange.to_pytorch(network)))
+    else:
+        result = network.workdir / "result.json"
+        kinds = ("top1_error", "top5_error", "nll")
+        told = json.loads(result.read_text()) if network.workdir.is_dir() and result.exists() else {}
+        save(network, output, {kind: told[kind] for kind in kinds if kind in told})
+    print(f"{output}: {network.config.architecture}, {len(network.class_names)} classes", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""Networks in one file, and from and to other frameworks."""
+
+import functools
+import json
+import pickle
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import CROP, TINY
+
+from alexnet_jax import caffe, interchange, train, trained, weights
+from alexnet_jax.architectures import ARCHITECTURES, CAFFE, PAPER, TORCHVISION, with_column
+from alexnet_jax.config import Config, InputError
+from alexnet_jax.model import AlexNet
+from alexnet_jax.state import init_params
+
+WIDTHS = (8, 12, 16, 12, 8, 24, 20, 7)
+IMAGES = np.random.default_rng(1).integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """The same tables at widths that tests can afford."""
+    for name, layers in {"caffe": CAFFE, "torchvision": TORCHVISION, "paper": PAPER}.items():
+        monkeypatch.setitem(ARCHITECTURES, name, with_column(layers, features=WIDTHS))
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+
+
+def logits(network, images):
+    return np.asarray(network.make_logits()(network.params, jnp.asarray(images)))
+
+
+def oihw(layers, crop_size, scale=1.0):
+    """Random weights and biases by layer, in the order of PyTorch and Caffe."""
+    like = jax.eval_shape(lambda: init_params(AlexNet(layers), jax.random.key(0), crop_size))
+    rng = np.random.default_rng(0)
+    found = {}
+    for name, of in like.items():
+        shape = of["kernel"].shape
+        inputs = int(np.prod(shape[:-1]))
+        weight = rng.normal(size=(shape[-1], *((shape[2], *shape[:2]) if len(shape) == 4 else (inputs,))))
+        found[name] = [
+            (scale * weight * (2 / inputs) ** 0.5).astype(np.float32),
+            rng.normal(size=shape[-1]).astype(np.float32),
+        ]
+    return found
+
+
+def torchvision_tensors():
+    ours = oihw(ARCHITECTURES["torchvision"], 224)
+    return {
+        f"{theirs}.{part}": tensor
+        for theirs, name in interchange.TORCHVISION_NAMES.items()
+        for part, tensor in zip(("weight", "bias"), ours[name], strict=True)
+    }
+
+
+def test_a_saved_network_is_the_same_network(prepared, tmp_path):
+    config = Config(architecture="tiny", dataset=str(prepared), crop_size=CROP, batch_size=16, epochs=1.0)
+    run, file = tmp_path / "run", tmp_path / "a.safetensors"
+    train.train_and_evaluate(config, run, devices=jax.devices()[:1])
+    before = weights.read(weights.Options(source=str(run), output="a.safetensors"))
+    weights.save(before, file, {"top1_error": 0.25})
+    after = trained.load(file)
+    images = np.random.default_rng(0).integers(0, 256, (5, before.size, before.size, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(after.make_probabilities()(images), before.make_probabilities()(images))
+    assert (after.class_names, after.step) == (before.class_names, before.step)
+    card = json.loads(interchange.read_safetensors(file)[1]["card"])
+    assert card["errors"] == {"top1_error": 0.25}
+    assert {"versions", "commit"} <= set(card)
+    # It is a beginning for another run.
+    other = tmp_path / "other"
+    train.train_and_evaluate(
+        Config(architecture="tiny", dataset=str(prepared), crop_size=CROP, batch_size=16, epochs=0.4,
+               init_from=str(file), taken_rate_scale=0.0),
+        other, devices=jax.devices()[:1],
+    )  # fmt: skip
+    np.testing.assert_array_equal(trained.load(other).params["conv1"]["kernel"], before.params["conv1"]["kernel"])
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_torchvision_has_the_outputs_of_pytorch(tmp_path, kind):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
+    nn = torch.nn
+    tensors = torchvision_tensors()
+    file = tmp_path / f"alexnet.{kind}"
+    state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    safetensors.numpy.save_file(tensors, file) if kind == "safetensors" else torch.save(state, file)
+    network = interchange.from_torchvision(file)
+    # torchvision/models/alexnet.py
+    c, d = WIDTHS[:5], WIDTHS[5:]
+    module = nn.Module()
+    module.features = nn.Sequential(
+        nn.Conv2d(3, c[0], 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(c[0], c[1], 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(c[1], c[2], 3, padding=1), nn.ReLU(), nn.Conv2d(c[2], c[3], 3, padding=1), nn.ReLU(),
+        nn.Conv2d(c[3], c[4], 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
+    )  # fmt: skip
+    module.classifier = nn.Sequential(
+        nn.Dropout(), nn.Linear(c[4] * 36, d[0]), nn.ReLU(), nn.Dropout(), nn.Linear(d[0], d[1]), nn.ReLU(),
+        nn.Linear(d[1], d[2]),
+    )  # fmt: skip
+    module.load_state_dict(state)
+    module.double().eval()
+    # The transforms of its weights: the centre of 224, to [0, 1], normalised.
+    scaled = IMAGES[:, 16:240, 16:240].astype(np.float64) / 255
+    scaled = (scaled - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    with torch.no_grad():
+        expected = module.classifier(module.features(torch.from_numpy(scaled.transpose(0, 3, 1, 2))).flatten(1))
+    found = logits(network, IMAGES)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5 * np.abs(expected.numpy()).max())
+
+
+def field(number, content):
+    """A field of a protocol buffer with a length, as the format's description has it."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def varint(value):
+    head = b""
+    while value > 127:
+        head, value = head + bytes([value & 127 | 128]), value >> 7
+    return head + bytes([value])
+
+
+def blob(values, old):
+    data = field(5, values.astype("<f4").tobytes())
+    if not old:
+        return field(7, field(1, b"".join(map(varint, values.shape)))) + data
+    shape = (1,) * (4 - values.ndim) + values.shape
+    return b"".join(varint(number << 3) + varint(length) for number, length in enumerate(shape, start=1)) + data
+
+
+def caffemodel(blobs, old):
+    """With layers that have no weights, and fields that the reader does not know, as in a real one."""
+    layer, name, blobs_at = (2, 4, 6) if old else (100, 1, 7)
+    content = field(1, b"AlexNet") + field(layer, field(name, b"data") + varint(5 << 3) + varint(1))
+    for of, arrays in blobs.items():
+        content += field(layer, field(name, of.encode()) + b"".join(field(blobs_at, blob(a, old)) for a in arrays))
+    return content
+
+
+def caffe_files(tmp_path, old=False, mean=(256, 256)):
+    tmp_path.mkdir(exist_ok=True)
+    blobs = oihw(ARCHITECTURES["caffe"], 227, scale=0.5)
+    image = np.random.default_rng(2).uniform(90, 130, (3, *mean)).astype(np.float32)  # BGR
+    file, mean_file = tmp_path / "bvlc.caffemodel", tmp_path / "mean.binaryproto"
+    file.write_bytes(caffemodel(blobs, old))
+    mean_file.write_bytes(blob(image[None], old=True))
+    return file, mean_file, blobs, image
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_caffe_has_the_outputs_of_grouped_convolutions_in_pytorch(tmp_path, old):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
+    nn = torch.nn
+    file, mean_file, blobs, mean = caffe_files(tmp_path, old)
+    network = interchange.from_caffe(file, mean_file)
+    norm, pool = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0), nn.MaxPool2d(3, 2, ceil_mode=True)
+    options = {"conv1": {"stride": 4}, "conv2": {"padding": 2, "groups": 2}, "conv3": {"padding": 1}}
+    options |= {name: {"padding": 1, "groups": 2} for name in ("conv4", "conv5")}
+    after = {"conv1": [norm, pool], "conv2": [norm, pool], "conv5": [pool]}
+    # What Caffe is given: BGR minus its mean, the centre of 227.
+    x = IMAGES[..., ::-1].transpose(0, 3, 1, 2).astype(np.float64) - mean
+    x = torch.from_numpy(x[:, :, 14:241, 14:241])
+    for name, arrays in blobs.items():
+        weight, bias = (torch.from_numpy(array.astype(np.float64)) for array in arrays)
+        if name.startswith("conv"):
+            x = nn.functional.conv2d(x, weight, bias, **options[name]).relu()
+        else:
+            x = nn.functional.linear(x.flatten(1), weight, bias)
+            x = x if name == "fc8" else x.relu()
+        for step in after.get(name, []):
+            x = step(x)
+    found = logits(network, IMAGES)
+    np.testing.assert_allclose(found, x.numpy(), atol=1e-5 * np.abs(x.numpy()).max())
+
+
+def test_what_goes_to_pytorch_has_equal_outputs_in_the_module_of_the_docs(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
+    monkeypatch.setitem(ARCHITECTURES, "paper", PAPER)
+    page = (Path(__file__).parent.parent / "docs" / "other_frameworks.md").read_text()
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    net = AlexNet(PAPER)
+    params = jax.tree.map(lambda leaf: 2 * leaf, init_params(net, jax.random.key(0), 224))  # livelier than at first
+    mean = np.full((256, 256, 3), 120.0)
+    network = trained.Trained(
+        tmp_path, 0, Config(architecture="paper", crop_size=224), ("a",) * 1000, mean, net, params
+    )
+    module = names["AlexNet"]()
+    module.load_state_dict({name: torch.tensor(array) for name, array in interchange.to_pytorch(network).items()})
+    images = torch.from_numpy(IMAGES[:2, 16:240, 16:240].astype(np.float32).transpose(0, 3, 1, 2)) - 120
+    with torch.no_grad():
+        expected = module(images).numpy()
+    found = logits(network, IMAGES[:2])
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+class Malicious:
+    def __reduce__(self):
+        return (Path("ran").touch, ())
+
+
+def bad_safetensors(tmp_path):
+    tensors = torchvision_tensors()
+    names = sorted(tensors)
+    file = tmp_path / "a.safetensors"
+    whole = safetensors.numpy.save(tensors)
+    yield "is not there", lambda: interchange.from_torchvision(file)
+    for content, message in (
+        (whole[: len(whole) // 2], "is damaged"),
+        (struct.pack("<Q", 10**10) + b"{}", "is damaged"),
+        (b"", "is damaged"),
+        (safetensors.numpy.save({**tensors, "more": np.zeros(2)}), "more is one too many"),
+        (safetensors.numpy.save({name: tensors[name] for name in names[1:]}), f"{names[0]} is missing"),
+        (safetensors.numpy.save({**tensors, "features.3.weight": np.zeros((12, 8, 3, 3), np.float32)}),
+         r"conv2/kernel has the shape \(3, 3, 8, 12\), where \(5, 5, 8, 12\) is expected"),
+        (safetensors.numpy.save({**tensors, "classifier.4.bias": np.full(20, np.nan, np.float32)}),
+         "fc7/bias is not finite"),
+        (safetensors.numpy.save({**tensors, "classifier.1.weight": np.zeros((24, 5), np.float32)}), "fc6 has weights"),
+    ):  # fmt: skip
+        file.write_bytes(content)
+        yield message, functools.partial(interchange.from_torchvision, file)
+    file.write_bytes(whole)
+    yield "was not written by alexnet_jax.weights", lambda: trained.load(file)
+    yield "has 7 outputs, and 1 class names", lambda: interchange.from_torchvision(file, ("a",))
+    file.write_bytes(safetensors.numpy.save({}, {"format": interchange.FORMAT, "card": "{}"}))
+    yield "its card cannot be read", lambda: trained.load(file)
+    pickled = tmp_path / "a.pth"
+    for content in (pickle.dumps({"features.0.weight": Malicious()}), b"no pickle", b""):
+        pickled.write_bytes(content)
+        yield "holds other things than tensors|needs PyTorch", lambda: interchange.from_torchvision(pickled)
+    model, mean, blobs, _ = caffe_files(tmp_path)
+    whole = model.read_bytes()
+    for content, message in (
+        (whole[:-100], "is damaged"),
+        (varint(100 << 3 | 2) + varint(10**10) + b"abc", "is damaged"),
+        (b"", "is missing"),
+        (caffemodel({**blobs, "fc9": blobs["fc8"]}, old=False), "fc9 is one too many"),
+        (caffemodel({**blobs, "fc8": blobs["fc8"][:1]}, old=False), "fc8 has 1 blobs"),
+        (caffemodel({**blobs, "conv1": blobs["fc8"]}, old=False), "conv1 has weights of the shape"),
+        (whole.replace(field(1, b"".join(map(varint, (24, 288)))), field(1, b"".join(map(varint, (24, 289))))),
+         r"6912 numbers where the shape is \(24, 289\)"),
+    ):  # fmt: skip
+        model.write_bytes(content)
+        yield message, functools.partial(interchange.from_caffe, model, mean)
+    model.write_bytes(whole)
+    yield "needs --mean", lambda: weights.read(weights.Options(source=str(model), output="a.safetensors"))
+    mean.write_bytes(blob(np.zeros((1, 1, 5, 5), np.float32), old=True))
+    yield "holds no colour image", lambda: interchange.from_caffe(model, mean)
+    mean.write_bytes(blob(np.zeros((1, 3, 5, 5), np.float32), old=True))
+    yield "is a mean of", lambda: interchange.from_caffe(model, mean)
+
+
+def test_a_bad_file_is_named_and_nothing_in_it_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = 0
+    for message, read in bad_safetensors(tmp_path):
+        with pytest.raises(InputError, match=rf"^\S+\.\w+: .*({message})"):
+            read()
+        seen += 1
+    assert seen > 20
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_length_of_ten_gigabytes_takes_no_memory(tmp_path):
+    file = tmp_path / "a.caffemodel"
+    file.write_bytes(varint(100 << 3 | 2) + varint(10**10) + b"abc")
+    with pytest.raises(InputError, match="is damaged"):
+        caffe.read_layers(file)
+
+
+def test_the_command_converts_and_what_it_wrote_predicts(tmp_path):
+    file, mean, _, _ = caffe_files(tmp_path)
+    process = subprocess.run(
+        [sys.executable, "-m", "alexnet_jax.weights", f"--source={file}", "--output=b.safetensors"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert process.returncode == 2
+    assert process.stderr.splitlines() == [f"error: {file}: needs --mean=FILE, the .binaryproto that comes with it"]
+    names = tuple(f"kind {number}" for number in range(7))
+    network = interchange.from_caffe(file, mean, names)
+    weights.save(network, tmp_path / "b.safetensors")
+    again = trained.load(tmp_path / "b.safetensors")
+    assert again.class_names == names
+    np.testing.assert_array_equal(again.make_probabilities()(IMAGES), network.make_probabilities()(IMAGES))
