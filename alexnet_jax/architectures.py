@@ -90,7 +90,7 @@ class Dense:
         return (self.features,)
 
     def __call__(self, x: Array, kernel: Array) -> Array:
-        return dense(x.reshape(len(x), -1), kernel)
+        return dense(x.reshape(x.shape[0], -1), kernel)  # not len: the number of images may be a symbol
 
 
 Layers = tuple[Conv | Local | Dense, ...]

@@ -37,7 +37,7 @@ def conv2d(
     if max(padding) >= window:  # XLA's CPU backend (jaxlib 0.10) would give wrong gradients
         x = jnp.pad(x, [(0, 0), padding, padding, (0, 0)])
         padding = (0, 0)
-    if x.dtype == kernel.dtype == jnp.float32 and x.size and onednn.has_convolution():
+    if x.dtype == kernel.dtype == jnp.float32 and onednn.has_convolution() and x.size:
         return _with_onednn(x, kernel, stride, padding, groups)
     return _with_xla(x, kernel, stride, padding, groups)
 

@@ -4,8 +4,9 @@
   python -m alexnet_jax.weights --source=bvlc_alexnet.caffemodel --mean=imagenet_mean.binaryproto --output=…
   python -m alexnet_jax.weights --source=alexnet-owt-7be5be79.pth --output=alexnet.safetensors
   python -m alexnet_jax.weights --source=RUN --output=torch.safetensors --pytorch
+  python -m alexnet_jax.weights --source=RUN --output=alexnet.jax      a program: images → probabilities
 
-What is written stands for a run wherever one is asked for: predict --workdir=alexnet.safetensors photo.jpg.
+A .safetensors stands for a run wherever one is asked for: predict --workdir=alexnet.safetensors photo.jpg.
 """
 
 import dataclasses
@@ -13,13 +14,18 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
+import jax.export
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from alexnet_jax import command, interchange, runlog, trained
+from alexnet_jax import command, interchange, onednn, runlog, trained
 from alexnet_jax.architectures import ARCHITECTURES, with_classes
 from alexnet_jax.config import Config, InputError, option
 from alexnet_jax.trained import Trained
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def save(network: Trained, file: str | Path, errors: Mapping[str, float] | None = None) -> None:
@@ -60,12 +66,25 @@ def load(file: str | Path) -> Trained:
     return trained.assembled(file, config, step, names, mean_image, layers, tensors)
 
 
+def program(network: Trained, *, views: int = 1) -> bytes:
+    """The function images (uint8, (n, size, size, 3), for any n) → probabilities ((n, classes), float32) with all its
+    parameters, as `jax.export` serializes it: it runs on CPUs, GPUs and TPUs, without this package.
+    """
+    logits = network.make_logits(views=views)
+    (n,) = jax.export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((n, network.size, network.size, 3), jnp.uint8)
+    with onednn.left_out():
+        answers = jax.jit(lambda images: jax.nn.softmax(logits(network.params, images)))
+        return bytes(jax.export.export(answers, platforms=PLATFORMS)(images).serialize())
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The flags."""
 
     source: str = option("", "a run's folder, a .safetensors, torchvision's .pth, or Caffe's .caffemodel")
-    output: str = option("", "file to write, .safetensors")
+    output: str = option("", "file to write: .safetensors, or .jax for a program of jax.export")
+    views: int = option(1, "of a program: 1, the centre of each image, or 10, averaged")
     checkpoint: str = option("latest", "of a run: which of its checkpoints")
     mean: str = option("", "of a .caffemodel: the .binaryproto with the mean image")
     classes: str = option("", "of another framework's network: file with the name of a class on each line")
@@ -74,8 +93,10 @@ class Options:
     def __post_init__(self):
         if not self.source or not self.output:
             raise InputError("--source=RUN_OR_FILE and --output=FILE are needed")
-        if Path(self.output).suffix != ".safetensors":
-            raise InputError(f"--output={self.output}: must end in .safetensors")
+        if Path(self.output).suffix not in (".safetensors", ".jax"):
+            raise InputError(f"--output={self.output}: must end in .safetensors or .jax")
+        if self.views not in (1, 10):
+            raise InputError(f"--views={self.views}: must be 1 or 10")
 
 
 def read(options: Options) -> Trained:
@@ -101,7 +122,9 @@ def main() -> None:
 def _convert() -> None:
     options = Options(**command.given_flags(Options))
     network, output = read(options), Path(options.output).expanduser()
-    if options.pytorch:
+    if output.suffix == ".jax":
+        runlog.write_whole(output, program(network, views=options.views))
+    elif options.pytorch:
         runlog.write_whole(output, safetensors.numpy.save(interchange.to_pytorch(network)))
     else:
         result = network.workdir / "result.json"

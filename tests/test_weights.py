@@ -189,7 +189,8 @@ def test_what_goes_to_pytorch_has_equal_outputs_in_the_module_of_the_docs(tmp_pa
     monkeypatch.setitem(ARCHITECTURES, "paper", PAPER)
     page = (Path(__file__).parent.parent / "docs" / "other_frameworks.md").read_text()
     names = {}
-    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    (module,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "nn.Module" in block)
+    exec(module, names)
     net = AlexNet(PAPER)
     params = jax.tree.map(lambda leaf: 2 * leaf, init_params(net, jax.random.key(0), 224))  # livelier than at first
     mean = np.full((256, 256, 3), 120.0)
@@ -294,3 +295,28 @@ def test_the_command_converts_and_what_it_wrote_predicts(tmp_path):
     again = trained.load(tmp_path / "b.safetensors")
     assert again.class_names == names
     np.testing.assert_array_equal(again.make_probabilities()(IMAGES), network.make_probabilities()(IMAGES))
+
+
+def test_a_program_runs_without_this_package_on_any_number_of_images(tmp_path):
+    file, mean, _, _ = caffe_files(tmp_path)
+    network = interchange.from_caffe(file, mean)
+    expected = np.asarray(network.make_probabilities()(IMAGES))
+    # In a process of its own, where shapes are not checked: they are symbols.
+    script = f"""
+import sys
+from pathlib import Path
+from alexnet_jax import interchange, runlog, weights
+from alexnet_jax.architectures import ARCHITECTURES, with_column
+ARCHITECTURES["caffe"] = with_column(ARCHITECTURES["caffe"], features={WIDTHS})
+network = interchange.from_caffe("bvlc.caffemodel", "mean.binaryproto")
+runlog.write_whole(Path("alexnet.jax"), weights.program(network))
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    page = (Path(__file__).parent.parent / "docs" / "other_frameworks.md").read_text()
+    example = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "deserialize" in block)
+    assert "alexnet_jax" not in example
+    np.save(tmp_path / "images.npy", IMAGES)
+    for count in (1, 3):
+        lines = [*example.splitlines(), f"np.save('found.npy', program.call(np.load('images.npy')[:{count}]))"]
+        subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=tmp_path, check=True, capture_output=True)
+        np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected[:count], rtol=1e-5, atol=1e-6)
