@@ -1,6 +1,6 @@
 """What a layer of a trained network says of images: its outputs as features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -13,6 +13,7 @@ from alexnet_jax.architectures import named
 from alexnet_jax.augment import center_view, subtract_mean
 from alexnet_jax.config import InputError
 from alexnet_jax.datasets import Dataset
+from alexnet_jax.images import read_file
 from alexnet_jax.model import activations
 from alexnet_jax.trained import Trained
 
@@ -40,6 +41,22 @@ def make_features(
         return activations(network.net, {"params": params}, views)[layer]
 
     return of_images
+
+
+def of_files(
+    network: Trained, files: Sequence[str | Path], *, layer: str = "fc7", batch_size: int = 16
+) -> Float[np.ndarray, "n ..."]:
+    """The outputs of a layer for pictures of any size and kind. Raises InputError, naming a file that is none."""
+    of_images = jax.jit(make_features(network, layer), compiler_options=xla.compiler_options())
+    found = []
+    for start in range(0, len(files), batch_size):
+        pictures = [read_file(file, network.size) for file in files[start : start + batch_size]]
+        images = np.zeros((batch_size, network.size, network.size, 3), np.uint8)  # one size, compiled once
+        images[: len(pictures)] = pictures
+        found.append(np.asarray(of_images(network.params, images), np.float32)[: len(pictures)])
+    if not found:
+        raise InputError("no picture is given")
+    return np.concatenate(found)
 
 
 def features(

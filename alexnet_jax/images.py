@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,22 @@ import simplejpeg
 from jaxtyping import Float64, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from alexnet_jax.config import InputError
+
 JPEG_QUALITY = 95
 MAX_PIXELS = 89_478_485  # beyond it Pillow warns that a small file may fill the memory
 
 Pixels = UInt8[np.ndarray, "size size 3"]
+
+
+def read_file(file: str | Path, size: int) -> Pixels:
+    """`upright_rgb` of a file. Raises InputError, naming it, where it is not there or no picture."""
+    try:
+        return upright_rgb(Path(file).expanduser().read_bytes(), size)
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def upright_rgb(image: bytes | UInt8[np.ndarray, "height width 3"], size: int) -> Pixels:

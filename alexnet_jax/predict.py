@@ -19,7 +19,7 @@ import numpy as np
 
 from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, option
-from alexnet_jax.images import Pixels, upright_rgb
+from alexnet_jax.images import Pixels, read_file
 
 if TYPE_CHECKING:
     from alexnet_jax.trained import Trained
@@ -102,11 +102,9 @@ def predictions(
 
 def _read(file: str, size: int) -> Pixels | InputError:
     try:
-        return upright_rgb(Path(file).expanduser().read_bytes(), size)
-    except OSError as error:
-        return InputError(f"{file}: {error.strerror or error}")
-    except ValueError as error:
-        return InputError(f"{file}: {error}")
+        return read_file(file, size)
+    except InputError as error:
+        return error
 
 
 def as_text(seen: Prediction) -> str:

@@ -21,7 +21,7 @@ from alexnet_jax import figures, input_pipeline, trained, xla
 from alexnet_jax.config import InputError
 from alexnet_jax.datasets import Dataset, open_dataset
 from alexnet_jax.features import features, last_hidden, make_features
-from alexnet_jax.images import upright_rgb
+from alexnet_jax.images import read_file
 
 QUERIES, NEAREST, ROWS_AT_ONCE = 5, 6, 4096
 
@@ -60,7 +60,7 @@ def main() -> None:
         network = trained.load(arguments.workdir, arguments.checkpoint)
         dataset = open_dataset(arguments.dataset or network.config.dataset)
         if arguments.files:
-            images = np.stack([upright_rgb(file.read_bytes(), network.size) for file in arguments.files])
+            images = np.stack([read_file(file, network.size) for file in arguments.files])
             titles = [str(file) for file in arguments.files]
         else:
             numbers = np.linspace(0, len(dataset.splits["validation"]) - 1, QUERIES).astype(int)
@@ -69,7 +69,7 @@ def main() -> None:
         stored = kept_features(network, dataset)
         of_images = jax.jit(make_features(network, last_hidden(network)), compiler_options=xla.compiler_options())
         order, distances = nearest(stored, np.asarray(of_images(network.params, images)), NEAREST)
-    except (InputError, OSError, ValueError) as error:
+    except InputError as error:
         sys.exit(f"error: {error}")
     found = [input_pipeline.chosen(dataset, "train", row) for row in order]
     figures.save_neighbors(images, [batch.images for batch in found], arguments.figure)
