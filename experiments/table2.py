@@ -80,7 +80,7 @@ def main() -> None:
         output = arguments.workdir / "table" / row
         evaluate_networks([str(answers(arguments.workdir / name, views)) for name in networks], output)
         found = json.loads((output / "result.json").read_text())["networks"]
-        results[row] = found[-1]  # of all together
+        results[row] = {kind: of for kind, of in found[-1].items() if kind != "name"}  # of all together
     devices = {
         name: json.loads((arguments.workdir / name / "result.json").read_text())["device"] for name in arguments.name
     }
