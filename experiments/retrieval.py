@@ -2,8 +2,8 @@
 images that produce feature vectors in the last hidden layer with the smallest Euclidean distance from the feature
 vector for the test image".
 
-  python experiments/retrieval.py --workdir=RUN --figure=nearest.png              five validation images of RUN's data
-  python experiments/retrieval.py --workdir=RUN --figure=nearest.png photo.jpg …  these pictures instead
+  python experiments/retrieval.py --workdir=RUN --figure=nearest.jpg              five validation images of RUN's data
+  python experiments/retrieval.py --workdir=RUN --figure=nearest.jpg photo.jpg …  these pictures instead
 
 RUN: a run of alexnet_jax.main. A minute on two cores for 4,000 training images; then seconds, since their features are
 kept in RUN (features_….npy). The search is exact: all distances are computed. --dataset=PATH where the training images
