@@ -151,6 +151,8 @@ def evaluate_networks(
             all_answers.append(Answers.load(Path(source).expanduser()))
             continue
         network = trained.load(source, checkpoint)
+        if not (dataset or network.config.dataset):
+            raise InputError(f"--dataset=PATH is needed: {source} does not tell where its images are")
         data = open_dataset(dataset or network.config.dataset)
         if split not in data.splits:
             raise InputError(f"--split={split}: {data.path} has {', '.join(data.splits)}")

@@ -102,7 +102,7 @@ def _evaluate(options: Options, *, dataset: str = "", batch_size: int = 128, **o
     if others:
         raise InputError(f"--{next(iter(others))}: not with --mode=evaluate, which takes it from the run")
     sources = [source for source in options.workdir.split(",") if source] or [options.workdir]
-    if not options.output and sources[0].endswith(".npz"):
+    if not options.output and sources[0].endswith((".npz", ".safetensors")):
         raise InputError("--output=DIR is needed where the first of --workdir is a file")
     evaluate_networks(
         sources, Path(options.output or Path(sources[0], "evaluation")).expanduser(), views=options.views,

@@ -103,6 +103,8 @@ def read(options: Options) -> Trained:
     """The network that is meant, of whatever kind. Raises InputError."""
     source = Path(options.source).expanduser()
     names: tuple[str, ...] = ()
+    if not source.exists():
+        raise InputError(f"--source={source}: is not there")
     if options.classes:
         names = tuple(Path(options.classes).expanduser().read_text().splitlines())
     if source.suffix == ".caffemodel":

@@ -29,6 +29,7 @@ def test_the_centers_of_a_data_set(prepared):
     np.testing.assert_array_equal(part.statistics.mean_image, whole.statistics.mean_image[2:-2, 2:-2])
 
 
+@pytest.mark.slow
 def test_each_variant_trains_and_differs_from_the_network_in_one_thing(prepared, monkeypatch):
     ran = {}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import CROP, TINY, picture
 
-from alexnet_jax import datasets, ensemble, input_pipeline, model, shards, train, trained
+from alexnet_jax import datasets, ensemble, input_pipeline, model, shards, train, trained, weights
 from alexnet_jax.architectures import ARCHITECTURES
 from alexnet_jax.config import Config, InputError
 
@@ -141,6 +141,9 @@ def test_what_does_not_fit_is_refused(workdirs, tmp_path, other_dataset):
     ensemble.evaluate_networks(workdirs[:1], tmp_path / "train", split="train")
     with pytest.raises(InputError, match="is of other images or classes than"):
         ensemble.evaluate_networks([workdirs[0], str(tmp_path / "train" / "answers.npz")], tmp_path / "out")
+    weights.save(trained.load(workdirs[0]), tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"--dataset=PATH is needed: .*a\.safetensors does not tell"):
+        ensemble.evaluate_networks([str(tmp_path / "a.safetensors")], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -150,6 +153,7 @@ def test_what_does_not_fit_is_refused(workdirs, tmp_path, other_dataset):
         (["--mode=look"], "--mode=look: must be train or evaluate"),
         (["--mode=evaluate", "--momentum=0.5"], "--momentum: not with --mode=evaluate"),
         (["--mode=evaluate", "--workdir=a.npz"], "--output=DIR is needed"),
+        (["--mode=evaluate", "--workdir=a.safetensors"], "--output=DIR is needed"),
         (["--mode=evaluate", "--views=3"], "--views=3: must be 1 or 10"),
         (["--mode=evaluate"], "nowhere: there is no run"),
     ],

@@ -184,6 +184,7 @@ def test_caffe_has_the_outputs_of_grouped_convolutions_in_pytorch(tmp_path, old)
     np.testing.assert_allclose(found, x.numpy(), atol=1e-5 * np.abs(x.numpy()).max())
 
 
+@pytest.mark.slow
 def test_what_goes_to_pytorch_has_equal_outputs_in_the_module_of_the_docs(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
     monkeypatch.setitem(ARCHITECTURES, "paper", PAPER)
@@ -256,6 +257,7 @@ def bad_safetensors(tmp_path):
         model.write_bytes(content)
         yield message, functools.partial(interchange.from_caffe, model, mean)
     model.write_bytes(whole)
+    yield "is not there", lambda: weights.read(weights.Options(source="none.pth", output="a.safetensors"))
     yield "needs --mean", lambda: weights.read(weights.Options(source=str(model), output="a.safetensors"))
     mean.write_bytes(blob(np.zeros((1, 1, 5, 5), np.float32), old=True))
     yield "holds no colour image", lambda: interchange.from_caffe(model, mean)
@@ -297,6 +299,7 @@ def test_the_command_converts_and_what_it_wrote_predicts(tmp_path):
     np.testing.assert_array_equal(again.make_probabilities()(IMAGES), network.make_probabilities()(IMAGES))
 
 
+@pytest.mark.slow
 def test_a_program_runs_without_this_package_on_any_number_of_images(tmp_path):
     file, mean, _, _ = caffe_files(tmp_path)
     network = interchange.from_caffe(file, mean)
