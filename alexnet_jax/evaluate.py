@@ -38,10 +38,14 @@ def label_ranks(logits: Float[Array, "n classes"], labels: Int[Array, "n"]) -> I
 def likeliest(
     probabilities: Float[np.ndarray, "outputs"], class_names: Sequence[str], top: int = 5
 ) -> list[tuple[str, float]]:
-    """(class, probability) of the likeliest classes, the likeliest first. An output beyond the classes has a number."""
+    """(class, probability) of the likeliest classes, the likeliest first."""
     order = np.argsort(-probabilities, kind="stable")[:top]
-    names = [class_names[index] if index < len(class_names) else f"output {index}" for index in order]
-    return [(name, float(probabilities[index])) for name, index in zip(names, order, strict=True)]
+    return [(class_names[index], float(probabilities[index])) for index in order]
+
+
+def output_names(class_names: Sequence[str], outputs: int) -> tuple[str, ...]:
+    """The names of the classes, and numbers for outputs beyond them."""
+    return (*class_names, *(f"output {number}" for number in range(len(class_names), outputs)))
 
 
 def count_errors(logits: Float[Array, "n classes"], labels: Int[Array, "n"]) -> dict[str, Array]:

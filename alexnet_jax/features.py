@@ -76,10 +76,7 @@ def features(
     """
     if split not in dataset.splits:
         raise InputError(f"{dataset.path}: has no split {split}; there are {', '.join(dataset.splits)}")
-    if network.size != dataset.size:
-        raise InputError(
-            f"{network.workdir}: is for images of {network.size} pixels, those of {dataset.path} have {dataset.size}"
-        )
+    network.check_size(dataset)
     of_images = jax.jit(make_features(network, layer), compiler_options=xla.compiler_options())
     images = len(dataset.splits[split])
     found: np.ndarray | None = None

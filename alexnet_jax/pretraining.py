@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from alexnet_jax import runlog, trained
@@ -29,9 +30,7 @@ class Origin(NamedTuple):
 
     def into(self, params: PyTree) -> PyTree:
         """The parameters with these in their places."""
-        return jax.tree_util.tree_map_with_path(
-            lambda path, of: self.values.get("/".join(key.key for key in path), of), params
-        )
+        return unflatten_dict({**flatten_dict(params, sep="/"), **self.values}, sep="/")
 
     def keep(self, workdir: Path) -> None:
         """Tells what is taken over, and keeps it in the workdir, for when the run is continued."""
@@ -58,8 +57,8 @@ def find_origin(config: Config, workdir: Path, net: AlexNet, dataset: Dataset) -
         origin = trained.load(config.init_from)
     except InputError as error:
         raise InputError(f"--init_from={config.init_from}: {error}") from error
-    own = trained.by_name(jax.eval_shape(lambda: init_params(net, jax.random.key(0), config.crop_size)))
-    theirs = trained.by_name(origin.params)
+    own = flatten_dict(jax.eval_shape(lambda: init_params(net, jax.random.key(0), config.crop_size)), sep="/")
+    theirs = flatten_dict(origin.params, sep="/")
     last = f"{[*named(origin.net.layers)][-1]}/"
     if origin.class_names[: len(dataset.class_names)] != dataset.class_names:
         theirs = {name: value for name, value in theirs.items() if not name.startswith(last)}

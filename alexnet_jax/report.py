@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from alexnet_jax import figures, input_pipeline, xla
 from alexnet_jax.architectures import Layers
 from alexnet_jax.datasets import Dataset
-from alexnet_jax.evaluate import Errors, likeliest
+from alexnet_jax.evaluate import Errors, likeliest, output_names
 from alexnet_jax.runlog import METRICS, read_metrics, write_whole
 
 SHOWN = 8  # images, from all over the validation split
@@ -41,9 +41,10 @@ def write(
     some = input_pipeline.chosen(dataset, "validation", np.linspace(0, count - 1, min(SHOWN, count)).astype(int))
     compiled = jax.jit(logits, compiler_options=xla.compiler_options())
     rows = np.asarray(jax.nn.softmax(compiled(params, some.images)))
+    names = output_names(dataset.class_names, rows.shape[1])
     figures.save_predictions(
         list(np.asarray(some.images)),
-        [likeliest(row, dataset.class_names) for row in rows],
+        [likeliest(row, names) for row in rows],
         [dataset.class_names[label] for label in some.labels],
         workdir / "figures" / "predictions.png",
     )

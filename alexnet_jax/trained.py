@@ -5,17 +5,17 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from alexnet_jax import checkpoint, evaluate, optim, runlog, xla
 from alexnet_jax.architectures import ARCHITECTURES, Layers, with_classes
 from alexnet_jax.config import Config, InputError
-from alexnet_jax.datasets import open_dataset
+from alexnet_jax.datasets import Dataset, open_dataset
 from alexnet_jax.model import AlexNet
 from alexnet_jax.state import init_params, init_state
 
@@ -41,6 +41,13 @@ class Trained:
         """Side of the images, before views are cut out of them."""
         return len(self.mean_image)
 
+    def check_size(self, dataset: Dataset) -> None:
+        """Raises InputError where the images of a data set have another size than those it was made for."""
+        if self.size != dataset.size:
+            raise InputError(
+                f"{self.workdir}: is for images of {self.size} pixels, those of {dataset.path} have {dataset.size}"
+            )
+
     def make_logits(self, *, views: int = 1) -> Callable[[PyTree, UInt8[Array, "n size size 3"]], Array]:
         """As `evaluate.make_logits`: 1 view, or §4.1's 10."""
         mean_image = jnp.asarray(self.mean_image, jnp.float32)
@@ -59,11 +66,6 @@ class Trained:
         return functools.partial(compiled, self.params)
 
 
-def by_name(params: PyTree) -> dict[str, Any]:
-    """The parameters by names as "conv1/kernel"."""
-    return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-
-
 def assembled(
     file: Path,
     config: Config,
@@ -73,12 +75,13 @@ def assembled(
     layers: Layers,
     parameters: Mapping[str, np.ndarray],
 ) -> Trained:
-    """A network of parameters by their names. Raises InputError, naming the file and the parameter, where one does not
-    fit the table.
+    """A network of parameters by their names, as "conv1/kernel".
+
+    Raises InputError, naming the file and the parameter, where one does not fit the table.
     """
     net = AlexNet(layers, jnp.dtype(config.precision))
     like = jax.eval_shape(lambda: init_params(net, jax.random.key(0), config.crop_size))
-    shapes = {name: leaf.shape for name, leaf in by_name(like).items()}
+    shapes = {name: leaf.shape for name, leaf in flatten_dict(like, sep="/").items()}
     for name in sorted({*shapes, *parameters}):
         if name not in shapes or name not in parameters:
             raise InputError(f"{file}: {name} {'is one too many' if name in parameters else 'is missing'}")
@@ -86,9 +89,7 @@ def assembled(
             raise InputError(f"{file}: {name} has the shape {parameters[name].shape}, where {shapes[name]} is expected")
         if not np.isfinite(parameters[name]).all():
             raise InputError(f"{file}: {name} is not finite")
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, _: jnp.asarray(parameters["/".join(key.key for key in path)], jnp.float32), like
-    )
+    params = unflatten_dict({name: jnp.asarray(of, jnp.float32) for name, of in parameters.items()}, sep="/")
     return Trained(file, step, config, class_names, np.asarray(mean_image), net, params)
 
 
@@ -108,7 +109,7 @@ def load(workdir: str | Path, checkpoint_step: str = "latest") -> Trained:
     if config.architecture not in ARCHITECTURES:
         raise InputError(f"{workdir}: its architecture '{config.architecture}' is unknown here")
     outputs = config.num_classes or len(class_names)
-    class_names += tuple(f"output {number}" for number in range(len(class_names), outputs))
+    class_names = evaluate.output_names(class_names, outputs)
     net = AlexNet(with_classes(ARCHITECTURES[config.architecture], outputs), jnp.dtype(config.precision))
     optimizer = optim.of_config(config, 1.0, taken=runlog.taken_over(workdir))
     like = init_state(net, optimizer, crop_size=config.crop_size, seed=0)

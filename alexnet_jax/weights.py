@@ -19,10 +19,12 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
 
 from alexnet_jax import command, interchange, onednn, runlog, trained
 from alexnet_jax.architectures import ARCHITECTURES, with_classes
 from alexnet_jax.config import Config, InputError, option
+from alexnet_jax.evaluate import Errors
 from alexnet_jax.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -33,7 +35,7 @@ def save(network: Trained, file: str | Path, errors: Mapping[str, float] | None 
     class names, step, `errors`, versions and commit).
     """
     # safetensors writes an array's memory, in whatever order it lies there.
-    tensors = {name: np.ascontiguousarray(value) for name, value in trained.by_name(network.params).items()}
+    tensors = {name: np.ascontiguousarray(value) for name, value in flatten_dict(network.params, sep="/").items()}
     tensors["mean_image"] = np.ascontiguousarray(network.mean_image, np.float32)
     card = {
         "config": {**network.config.to_json(), "dataset": ""},
@@ -116,7 +118,15 @@ def read(options: Options) -> Trained:
     return interchange.from_torchvision(source, names)
 
 
+def known_errors(network: Trained) -> dict[str, float]:
+    """What its run's result.json says, where that is of this step and not of a later one."""
+    result = network.workdir / "result.json"
+    told = json.loads(result.read_text()) if result.exists() else {}
+    return {kind: told[kind] for kind in Errors._fields} if told.get("steps") == network.step else {}
+
+
 def main() -> None:
+    """The command `python -m alexnet_jax.weights`."""
     command.define_flags(Options)
     command.run(_convert, __doc__)
 
@@ -129,10 +139,7 @@ def _convert() -> None:
     elif options.pytorch:
         runlog.write_whole(output, safetensors.numpy.save(interchange.to_pytorch(network)))
     else:
-        result = network.workdir / "result.json"
-        kinds = ("top1_error", "top5_error", "nll")
-        told = json.loads(result.read_text()) if network.workdir.is_dir() and result.exists() else {}
-        save(network, output, {kind: told[kind] for kind in kinds if kind in told})
+        save(network, output, known_errors(network))
     print(f"{output}: {network.config.architecture}, {len(network.class_names)} classes", flush=True)
 
 

@@ -28,6 +28,7 @@ from alexnet_jax.architectures import (
     no_normalization,
     non_overlapping_pooling,
     one_gpu,
+    with_classes,
     with_steps,
 )
 from alexnet_jax.datasets import open_dataset
@@ -67,7 +68,7 @@ def trained(name: str, dataset: str, seed: int, epochs: float = EPOCHS) -> dict[
         dataset=dataset, crop_size=CROP, batch_size=32, learning_rate=0.01, learning_rate_drops=drops, seed=seed,
         **variant.config,
     )  # fmt: skip
-    layers = (*variant.layers[:-1], dataclasses.replace(variant.layers[-1], features=len(data.class_names)))
+    layers = with_classes(variant.layers, len(data.class_names))
     run = Run(layers, config, dataset=data if variant.crops else centers(CROP, data))
     list(run.epochs(epochs, every=epochs))
     training, validation = run.errors("train"), run.errors("validation")

@@ -4,7 +4,7 @@ import statistics
 
 import ablations as ablation
 import table2 as small
-from record import RESULTS, log, mean_and_std, table, where
+from record import log, mean_and_std, table, where
 
 
 def ablations() -> str:
@@ -34,14 +34,12 @@ def specialisation() -> str:
     special = sum(found["chance"] < 0.05 for found in runs)
     note = (
         f"{special} of {len(runs)} runs are specialised by this measure, where {0.05 * len(runs):.1f} would be by "
-        "chance: more than chance, and far from every run."
+        "chance."
     )
     return f"{table(['variant', 'colourfulness of the two GPUs, by run', 'by chance'], rows)}\n\n{note}"
 
 
 def table2() -> str:
-    if not (RESULTS / "table2.json").exists():
-        return "Not yet run."
     values, rows = log("table2"), []
     for row, found in values["results"].items():
         cells = []

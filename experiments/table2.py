@@ -22,10 +22,8 @@ from record import save
 from alexnet_jax import Config
 from alexnet_jax.architectures import ARCHITECTURES, DEMO, six_conv
 from alexnet_jax.ensemble import evaluate_networks
-from alexnet_jax.evaluate import Errors
 from alexnet_jax.train import train_and_evaluate
 
-ARCHITECTURES["demo_six_conv"] = six_conv(DEMO)  # of this experiment only
 NETWORKS = tuple(f"network {seed}" for seed in range(5))
 PRETRAINED = ("pre-trained 0",)
 ROWS = {  # of the table: the networks, the views, and the paper's errors, top-1 / top-5, on ILSVRC
@@ -38,13 +36,14 @@ ROWS = {  # of the table: the networks, the views, and the paper's errors, top-1
 }
 
 
-def trained(name: str, dataset: str, pretraining: str, workdir: Path) -> Errors:
+def trained(name: str, dataset: str, pretraining: str, workdir: Path) -> None:
     """One of the networks, in a folder of its name."""
     seed = int(name.split()[1])
     common: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.01, "seed": seed}
     photos = {**common, "dataset": dataset, "cache": "device", "epochs": 24.0, "learning_rate_drops": (16.0, 21.0)}
     if name in NETWORKS:
-        return train_and_evaluate(Config(**photos), workdir / name)
+        train_and_evaluate(Config(**photos), workdir / name)
+        return
     others = Config(**common, architecture="demo_six_conv", dataset=pretraining, epochs=2.0, learning_rate_drops=(1.5,))
     origin = workdir / f"others {seed}"
     train_and_evaluate(others, origin)
@@ -66,6 +65,7 @@ def main() -> None:
     parser.add_argument("--name", choices=[*NETWORKS, *PRETRAINED], nargs=1, default=[*NETWORKS, *PRETRAINED])
     arguments = parser.parse_args()
 
+    ARCHITECTURES["demo_six_conv"] = six_conv(DEMO)  # of this experiment only
     for name in arguments.name:
         if all(answers(arguments.workdir / name, views).exists() for views in (1, 10)):
             continue

@@ -1,5 +1,6 @@
 """Networks in one file, and from and to other frameworks."""
 
+import dataclasses
 import functools
 import json
 import pickle
@@ -68,13 +69,16 @@ def test_a_saved_network_is_the_same_network(prepared, tmp_path):
     run, file = tmp_path / "run", tmp_path / "a.safetensors"
     train.train_and_evaluate(config, run, devices=jax.devices()[:1])
     before = weights.read(weights.Options(source=str(run), output="a.safetensors"))
-    weights.save(before, file, {"top1_error": 0.25})
+    errors = weights.known_errors(before)
+    assert errors["top1_error"] == json.loads((run / "result.json").read_text())["top1_error"]
+    assert weights.known_errors(dataclasses.replace(before, step=1)) == {}
+    weights.save(before, file, errors)
     after = trained.load(file)
     images = np.random.default_rng(0).integers(0, 256, (5, before.size, before.size, 3), dtype=np.uint8)
     np.testing.assert_array_equal(after.make_probabilities()(images), before.make_probabilities()(images))
     assert (after.class_names, after.step) == (before.class_names, before.step)
     card = json.loads(interchange.read_safetensors(file)[1]["card"])
-    assert card["errors"] == {"top1_error": 0.25}
+    assert card["errors"] == errors
     assert {"versions", "commit"} <= set(card)
     # It is a beginning for another run.
     other = tmp_path / "other"
@@ -306,7 +310,6 @@ def test_a_program_runs_without_this_package_on_any_number_of_images(tmp_path):
     expected = np.asarray(network.make_probabilities()(IMAGES))
     # In a process of its own, where shapes are not checked: they are symbols.
     script = f"""
-import sys
 from pathlib import Path
 from alexnet_jax import interchange, runlog, weights
 from alexnet_jax.architectures import ARCHITECTURES, with_column
