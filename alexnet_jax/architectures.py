@@ -38,12 +38,15 @@ class Conv:
     then: tuple[Callable, ...] = ()
 
     def kernel_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(window, window, input channels / groups, features), for an input (batch, height, width, channels)."""
         return (self.window, self.window, input_shape[-1] // self.groups, self.features)
 
     def bias_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(features,)."""
         return (self.features,)
 
     def __call__(self, x: Array, kernel: Array) -> Array:
+        """The layer without its biases and the steps of `then`."""
         padding = (self.padding, self.padding) if isinstance(self.padding, int) else self.padding
         return conv2d(x, kernel, stride=self.stride, padding=padding, groups=self.groups)
 
@@ -62,15 +65,21 @@ class Local:
     then: tuple[Callable, ...] = ()
 
     def kernel_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(height, width, window, window, input channels, features), for an input (batch, height, width, channels).
+
+        Raises ValueError where the window does not fit.
+        """
         places = [length + 2 * self.padding - self.window + 1 for length in input_shape[1:3]]
         if min(places) < 1:
             raise ValueError(f"its window of {self.window} does not fit")
         return (*places, self.window, self.window, input_shape[-1], self.features)
 
     def bias_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(height, width, features)."""
         return (*self.kernel_shape(input_shape)[:2], self.features)
 
     def __call__(self, x: Array, kernel: Array) -> Array:
+        """The layer without its biases and the steps of `then`."""
         return locally_connected(x, kernel, padding=self.padding)
 
 
@@ -84,12 +93,15 @@ class Dense:
     then: tuple[Callable, ...] = ()
 
     def kernel_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(height × width × channels, features), for an input (batch, height, width, channels) or (batch, channels)."""
         return (math.prod(input_shape[1:]), self.features)
 
     def bias_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(features,)."""
         return (self.features,)
 
     def __call__(self, x: Array, kernel: Array) -> Array:
+        """The layer without its biases and the steps of `then`."""
         return dense(x.reshape(x.shape[0], -1), kernel)  # not len: the number of images may be a symbol
 
 

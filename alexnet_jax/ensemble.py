@@ -36,6 +36,7 @@ class Answers(NamedTuple):
     data: str
 
     def save(self, file: Path) -> None:
+        """As an .npz, whole or not at all."""
         content = io.BytesIO()
         np.savez(content, **{**self._asdict(), "class_names": np.array(self.class_names)})
         write_whole(file, content.getvalue())
@@ -53,10 +54,7 @@ class Answers(NamedTuple):
 
 def answers_of(network: trained.Trained, dataset: Dataset, split: str, *, views: int, batch_size: int) -> Answers:
     """Of one network, on all devices of this host. Raises InputError where it was made for other images or classes."""
-    if network.size != dataset.size:
-        raise InputError(
-            f"{network.workdir}: is for images of {network.size} pixels, those of {dataset.path} have {dataset.size}"
-        )
+    network.check_size(dataset)
     if network.class_names[: len(dataset.class_names)] != dataset.class_names:
         raise InputError(f"{network.workdir}: was trained on other classes than those of {dataset.path}")
     devices = jax.local_devices()

@@ -114,6 +114,7 @@ class Sums:
         self.products = np.zeros((3, 3), np.int64)
 
     def add(self, image: Pixels) -> None:
+        """One image more, of the size of the others."""
         self.images += 1
         self.pixels += image
         colors = [image[..., channel].astype(np.float64) for channel in range(3)]
@@ -124,6 +125,7 @@ class Sums:
             self.products[j, i] = self.products[i, j]
 
     def statistics(self) -> Statistics:
+        """The mean image, and the covariance of the colours of all pixels (§4.1), of the images so far."""
         mean_image = self.pixels / self.images
         mean_color = mean_image.mean((0, 1))
         positions = self.images * mean_image.shape[0] * mean_image.shape[1]

@@ -75,6 +75,7 @@ class Options:
 
 
 def main() -> None:
+    """The command `python -m alexnet_jax.main`."""
     command.define_flags(Options)
     command.define_flags(Config, PRESETS)
     command.run(_run, __doc__)

@@ -44,6 +44,7 @@ def start_hosts(coordinator: str, num_processes: int, process_id: int) -> None:
 
 
 def several_hosts() -> bool:
+    """Whether this process is one of several."""
     return jax.process_count() > 1
 
 

@@ -108,16 +108,19 @@ def _read(file: str, size: int) -> Pixels | InputError:
 
 
 def as_text(seen: Prediction) -> str:
+    """The file, and below it a line for each class."""
     label = f"  (true: {seen.label})" if seen.label else ""
     return "\n".join([f"{seen.file}{label}", *(f"{p:7.1%}  {name}" for name, p in seen.top)])
 
 
 def as_json(seen: Prediction) -> str:
+    """One line."""
     top = [{"class": name, "probability": round(probability, 6)} for name, probability in seen.top]
     return json.dumps({"file": seen.file, "label": seen.label, "top": top}, ensure_ascii=False)
 
 
 def main() -> None:
+    """The command `python -m alexnet_jax.predict`."""
     command.define_flags(Options)
     command.run(_predict, __doc__, takes_files=True)
 

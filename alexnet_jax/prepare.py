@@ -100,6 +100,7 @@ def verify(path: str) -> None:
 
 
 def main() -> None:
+    """The command `python -m alexnet_jax.prepare`."""
     command.define_flags(Options)
     command.run(_run, __doc__)
 

@@ -122,6 +122,7 @@ class RunLog:
         self._bar.update()
 
     def train(self, step: int, *, loss: float, top1_error: float, learning_rate: float) -> None:
+        """A training step: its loss in nats, and its error as a fraction."""
         since, seconds = self._clock[0], time.perf_counter() - self._clock[1]
         rate = self._batch_size * (step - since) / seconds if step > since else None
         speed = f" | {rate:.1f} images/s" if rate else ""
@@ -135,6 +136,7 @@ class RunLog:
         self.restart_clock(step)
 
     def validation(self, step: int, errors: Errors) -> None:
+        """The errors on the validation split after a step."""
         self._bar.write(
             f"epoch {step / self._steps_per_epoch:.2f}, step {step}: validation top-1 error {errors.top1_error:.1%}, "
             f"top-5 {errors.top5_error:.1%}, nll {errors.nll:.3f}",
@@ -157,6 +159,7 @@ class RunLog:
             os.fsync(file.fileno())
 
     def close(self) -> None:
+        """Ends the bar and the files."""
         self._bar.close()
         self._tensorboard.close()
 

@@ -55,9 +55,11 @@ class Shard(NamedTuple):
 
     @property
     def name(self) -> str:
+        """Of its files."""
         return f"{self.split}-{self.number:05}"
 
     def key(self) -> str:
+        """A digest of all that decides what is written: a shard of the same key need not be written again."""
         of_items = [(item.path, item.name, item.label) for item in self.items]
         form = (
             VERSION,
@@ -187,6 +189,7 @@ def _record(image: bytes, label: int, name: str) -> bytes:
 
 
 def features_of(class_names: Sequence[str], size: int, encoding: str) -> tfds.features.FeaturesDict:
+    """What TFDS is told of an example: an image of size × size × 3, its label and the name of its file."""
     shape = (size, size, 3)
     return tfds.features.FeaturesDict(
         {
@@ -234,6 +237,7 @@ class Records:
 
 
 def is_done(folder: Path, shard: Shard) -> bool:
+    """Whether it was written already, from the same images, and is whole."""
     try:
         with np.load(folder / f"{shard.name}.npz", allow_pickle=False) as whole:
             return str(whole["key"]) == shard.key() and str(whole["sha256"]) == sha256(folder / f"{shard.name}.shard")
@@ -242,5 +246,6 @@ def is_done(folder: Path, shard: Shard) -> bool:
 
 
 def sha256(file: Path) -> str:
+    """Of what a file holds, in hexadecimal."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
