@@ -162,30 +162,47 @@ def caffe_files(tmp_path, old=False, mean=(256, 256)):
     return file, mean_file, blobs, image
 
 
+def prototxt(widths):
+    """The deploy.prototxt of bvlc_alexnet, with other widths."""
+    text = 'name: "AlexNet" input: "data" input_shape { dim: 3 dim: 3 dim: 227 dim: 227 }\n'
+    bottom = "data"
+
+    def layer(name, kind, settings, inplace=False):
+        nonlocal text, bottom
+        top = bottom if inplace else name
+        text += f'layer {{ name: "{name}" type: "{kind}" bottom: "{bottom}" top: "{top}" {settings} }}\n'
+        bottom = top
+
+    convolutions = ("kernel_size: 11 stride: 4", "kernel_size: 5 pad: 2 group: 2", "kernel_size: 3 pad: 1")
+    convolutions += ("kernel_size: 3 pad: 1 group: 2",) * 2
+    for number, (width, window) in enumerate(zip(widths, convolutions, strict=False), start=1):
+        layer(f"conv{number}", "Convolution", f"convolution_param {{ num_output: {width} {window} }}")
+        layer(f"relu{number}", "ReLU", "", inplace=True)
+        if number in (1, 2):
+            layer(f"norm{number}", "LRN", "lrn_param { local_size: 5 alpha: 0.0001 beta: 0.75 }")
+        if number in (1, 2, 5):
+            layer(f"pool{number}", "Pooling", "pooling_param { pool: MAX kernel_size: 3 stride: 2 }")
+    for number, width in enumerate(widths[5:], start=6):
+        layer(f"fc{number}", "InnerProduct", f"inner_product_param {{ num_output: {width} }}")
+        if number < 8:
+            layer(f"relu{number}", "ReLU", "", inplace=True)
+            layer(f"drop{number}", "Dropout", "dropout_param { dropout_ratio: 0.5 }", inplace=True)
+    return text
+
+
 @pytest.mark.parametrize("old", [True, False])
-def test_caffe_has_the_outputs_of_grouped_convolutions_in_pytorch(tmp_path, old):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
-    nn = torch.nn
-    file, mean_file, blobs, mean = caffe_files(tmp_path, old)
+def test_caffe_has_the_outputs_of_opencvs_reader(tmp_path, old):
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed; the extra [parity] brings it")
+    file, mean_file, _, mean = caffe_files(tmp_path, old)
     network = interchange.from_caffe(file, mean_file)
-    norm, pool = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0), nn.MaxPool2d(3, 2, ceil_mode=True)
-    options = {"conv1": {"stride": 4}, "conv2": {"padding": 2, "groups": 2}, "conv3": {"padding": 1}}
-    options |= {name: {"padding": 1, "groups": 2} for name in ("conv4", "conv5")}
-    after = {"conv1": [norm, pool], "conv2": [norm, pool], "conv5": [pool]}
+    (tmp_path / "deploy.prototxt").write_text(prototxt(WIDTHS))
+    reader = cv2.dnn.readNetFromCaffe(str(tmp_path / "deploy.prototxt"), str(file))
     # What Caffe is given: BGR minus its mean, the centre of 227.
-    x = IMAGES[..., ::-1].transpose(0, 3, 1, 2).astype(np.float64) - mean
-    x = torch.from_numpy(x[:, :, 14:241, 14:241])
-    for name, arrays in blobs.items():
-        weight, bias = (torch.from_numpy(array.astype(np.float64)) for array in arrays)
-        if name.startswith("conv"):
-            x = nn.functional.conv2d(x, weight, bias, **options[name]).relu()
-        else:
-            x = nn.functional.linear(x.flatten(1), weight, bias)
-            x = x if name == "fc8" else x.relu()
-        for step in after.get(name, []):
-            x = step(x)
-    found = logits(network, IMAGES)
-    np.testing.assert_allclose(found, x.numpy(), atol=1e-5 * np.abs(x.numpy()).max())
+    images = (IMAGES[..., ::-1].transpose(0, 3, 1, 2) - mean)[:, :, 14:241, 14:241]
+    reader.setInput(np.ascontiguousarray(images))
+    expected = reader.forward("fc8")
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(logits(network, IMAGES), expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.slow
