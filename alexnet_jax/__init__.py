@@ -1,11 +1,12 @@
 """The AlexNet of 2012 in JAX: https://papers.nips.cc/paper/4824, section by section.
 
-model    §3    the architectures as tables of layers, AlexNet, summary
-layers   §3    the operations
-augment  §4.1  crops, reflections, PCA colour, ten views
-optim    §5    the update rule and the learning-rate schedule
-train    §5    the training step and the loop
-evaluate §6    exact errors
+- `alexnet_jax.architectures`, `alexnet_jax.model` (§3): the architectures as tables of layers, and what walks them
+- `alexnet_jax.layers` (§3): the operations
+- `alexnet_jax.augment` (§4.1): crops, reflections, PCA colour, ten views
+- `alexnet_jax.optim` (§5): the update rule and the learning-rate schedule
+- `alexnet_jax.train` (§5): the training step and the loop
+- `alexnet_jax.evaluate` (§6): exact errors
+- `alexnet_jax.trained`, `alexnet_jax.features`: a trained network, and the outputs of its layers
 """
 
 from alexnet_jax import augment, layers, optim

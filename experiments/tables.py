@@ -10,6 +10,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import first_minutes
 from cifar_tables import claims, draw, figure1, lrn_on_cifar10, overfitting_and_cures
 from photo_tables import ablations, specialisation, table2
 from record import log, mean_and_std, table, where
@@ -29,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = (
     ROOT / "README.md",
     ROOT / "experiments" / "README.md",
+    ROOT / "docs" / "first_minutes.md",
     ROOT / "docs" / "imagenet.md",
     ROOT / "docs" / "speed.md",
 )
@@ -152,7 +154,7 @@ def precision() -> str:
     return f"{table(header, rows)}\n\n{note}"
 
 
-TABLES = {
+TABLES = {"first_minutes": first_minutes.page} | {
     of.__name__: of
     for of in (
         first_runs, first_steps, two_gpus, kills, precision, jpeg_decoders, prepare_speed, input_speed, feeding,
