@@ -101,6 +101,8 @@ def main() -> None:
         if arguments.check:
             shutil.copy(Path(__file__).parent.parent / "README.md", folder)
             run("python -m doctest -o NORMALIZE_WHITESPACE README.md", folder)
+            for command in ("alexnet-jax", "alexnet-jax-prepare", "alexnet-jax-predict", "alexnet-jax-weights"):
+                run(f"{command} --help", folder)
         else:
             versions = json.loads(run(f'python -c "{VERSIONS}"', folder)["output"])
             save("first_minutes", steps=steps, versions=versions)

@@ -257,7 +257,7 @@ def bad_safetensors(tmp_path):
     file.write_bytes(whole)
     yield "was not written by alexnet_jax.weights", lambda: trained.load(file)
     yield "has 7 outputs, and 1 class names", lambda: interchange.from_torchvision(file, ("a",))
-    file.write_bytes(safetensors.numpy.save({}, {"format": interchange.FORMAT, "card": "{}"}))
+    file.write_bytes(safetensors.numpy.save({"a": np.zeros(1)}, {"format": interchange.FORMAT, "card": "{}"}))
     yield "its card cannot be read", lambda: trained.load(file)
     pickled = tmp_path / "a.pth"
     for content in (pickle.dumps({"features.0.weight": Malicious()}), b"no pickle", b""):

@@ -29,14 +29,12 @@ def test_on_its_own_is_not_computed_again_in_each_user():
 
 def test_steps_on_cpu_leave_ynnpack_out():
     """With a product that XLA would give to it: else this test says nothing."""
-    if not xla.compiler_options():
-        pytest.skip("this jaxlib has no YNNPACK")
-
     def step(state, batch):
         return state @ batch
 
     matrix = jnp.ones((300, 300))
-    assert "__ynn_fusion" in jax.jit(step).lower(matrix, matrix).compile().as_text()
+    if "__ynn_fusion" not in jax.jit(step).lower(matrix, matrix).compile().as_text():
+        pytest.skip("this jaxlib leaves YNNPACK out by itself")
     devices = jax.devices()[:1]
     compiled = parallel.pmap_step(step, devices).lower(matrix, parallel.shard(np.ones((1, 300, 300)), devices))
     assert "__ynn_fusion" not in compiled.compile().as_text()
