@@ -107,7 +107,8 @@ def lrn_on_cifar10() -> str:
             kept += values["results"][network]
             kinds = ("training_error", "top1_error", "ten_views_top1_error")
             errors = [mean_and_std([100 * result[kind] for result in of], ".2f") + " %" for kind in kinds]
-            published = {"13 % network": "13 %", "11 % network": "11 %"} if values["epochs"] == lrn_cifar10.EPOCHS else {}
+            full = values["epochs"] == lrn_cifar10.EPOCHS
+            published = {"13 % network": "13 %", "11 % network": "11 %"} if full else {}
             rows.append([network, f"{values['epochs']:g}", len(of), *errors, published.get(network, "")])
     header = ["network", "epochs", "seeds", "training error", "test error, one view", "ten views", "paper, 450 epochs"]
     return f"{table(header, rows)}\n\nMean ± standard deviation over the seeds; {of_trainings(kept)}."
