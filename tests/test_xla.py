@@ -29,6 +29,7 @@ def test_on_its_own_is_not_computed_again_in_each_user():
 
 def test_steps_on_cpu_leave_ynnpack_out():
     """With a product that XLA would give to it: else this test says nothing."""
+
     def step(state, batch):
         return state @ batch
 
