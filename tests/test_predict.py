@@ -77,8 +77,12 @@ def test_the_command_answers_for_a_validation_image_as_the_evaluation_does(tmp_p
     (tmp_path / ".hidden.jpg").write_bytes(b"")
     process = command(f"--workdir={workdir}", "--json", "--top=2", f"--figure={tmp_path / 'seen.png'}", tmp_path)
     assert process.returncode == 2
-    assert process.stderr.splitlines()[-1] == "error: 1 of 5 pictures cannot be read"
-    assert process.stderr.startswith(f"error: {tmp_path / 'broken.jpg'}: ")
+    # An older jaxlib writes lines of its own when it loads what was compiled before.
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        f"error: {tmp_path / 'broken.jpg'}: is not an image of a known format",
+        "error: 1 of 5 pictures cannot be read",
+    ]
     seen = {os.path.basename(line["file"]): line for line in map(json.loads, process.stdout.splitlines())}
     assert {name: line["label"] for name, line in seen.items()} == {
         "a.png": "blue", "b.png": "blue", "c.jpg": None, "d.webp": None
