@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ ARCHITECTURES["small"] = (
 main.main()
 """
 FLAGS = ["--architecture=small", "--crop_size=32", "--batch_size=16", "--log_every=1", "--learning_rate=0.002"]
+# Gloo's words: it writes from several threads at once, so that its lines can lie in one another.
+GLOO = {"Gloo", "Rank", "is", "connected", "to", "peer", "ranks", "Expected", "number", "of"}
 LONG = ["--epochs=3000", "--checkpoint_every=5", "--evaluate_every=1000"]
 
 
@@ -82,7 +85,7 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path, prepared):
         assert [code for code, _, _ in found] == [0] * processes, found
         assert "top-1 error" in found[0][1]
         for _, out, _ in found[1:]:
-            assert all(line.startswith("[Gloo]") for line in out.splitlines())
+            assert set(re.findall("[A-Za-z]+", out)) <= GLOO, out
     one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
     assert [line["step"] for line in two] == list(range(1, 13))
     np.testing.assert_allclose([line["loss"] for line in two], [line["loss"] for line in one], rtol=1e-4)
