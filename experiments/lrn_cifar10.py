@@ -1,7 +1,7 @@
 """§3.3: "a four-layer CNN achieved a 13% test error rate without normalization and 11% with normalization".
 
   python experiments/lrn_cifar10.py --dataset=CIFAR10 --workdir=DIR       the recorded schedule, 450 epochs: for a GPU
-  python experiments/lrn_cifar10.py --dataset=CIFAR10 --workdir=DIR --epochs=5 --seeds=0,1      two cores, 90 minutes
+  python experiments/lrn_cifar10.py --dataset=CIFAR10 --workdir=DIR --epochs=5      two cores, one to two hours
   python experiments/lrn_cifar10.py --dataset=CIFAR10 --quick             two minutes
 
 CIFAR10: as cifar.py says. The networks are the files conv-local-13pct and conv-local-11pct of cuda-convnet. The second
