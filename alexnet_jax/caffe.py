@@ -57,11 +57,15 @@ def read_layers(file: Path) -> dict[str, list[Float[np.ndarray, "..."]]]:
 
 
 def read_mean(file: Path) -> Float[np.ndarray, "height width 3"]:
-    """The mean image of a .binaryproto, as RGB. Raises InputError where it is damaged, or no colour image."""
+    """The mean image of a .binaryproto, as RGB. Raises InputError where it is damaged, or no colour image of
+    finite numbers.
+    """
     mean = _array(_parsed(file, "BlobProto"), file)
     mean = mean[0] if mean.ndim == 4 and len(mean) == 1 else mean
     if mean.ndim != 3 or mean.shape[0] != 3:
         raise InputError(f"{file}: holds no colour image, but numbers of the shape {mean.shape}")
+    if not np.isfinite(mean).all():
+        raise InputError(f"{file}: is not finite")
     return mean[::-1].transpose(1, 2, 0)
 
 

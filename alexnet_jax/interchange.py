@@ -1,6 +1,7 @@
 """Networks of other frameworks: torchvision's and Caffe's AlexNet in, a state dict for PyTorch out."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -90,15 +91,16 @@ def _from_other(file: Path, blobs: Mapping[str, list[np.ndarray]], architecture:
         weight, bias = (np.asarray(blob, np.float32) for blob in blobs[name])
         bias = bias.reshape(-1)
         if isinstance(layer, Conv):
-            if weight.ndim != 4:
+            if weight.ndim != 4 or (not found and weight.shape[1] != 3):  # the first one is of colours
                 raise InputError(f"{file}: {name} has weights of the shape {weight.shape}, not of a convolution")
             kernel = weight.transpose(2, 3, 1, 0)
         else:
-            weight = weight.reshape(weight.shape[-2:]) if weight.ndim == 4 else weight
-            height, width, channels = shapes.get(name, (1, 1, weight.shape[-1]))
-            if weight.ndim != 2 or weight.shape[1] != height * width * channels:
+            weight = weight[0, 0] if weight.shape[:-2] == (1, 1) else weight  # of Caffe's older format
+            flattened = shapes.get(name, (1, 1, *weight.shape[1:]))
+            if weight.ndim != 2 or weight.shape[1] != math.prod(flattened):
                 raise InputError(f"{file}: {name} has weights of the shape {weight.shape}, which do not fit")
-            kernel = weight.reshape(-1, channels, height, width).transpose(2, 3, 1, 0).reshape(-1, len(weight))
+            height, width, channels = flattened
+            kernel = weight.reshape(len(weight), channels, height, width).transpose(2, 3, 1, 0).reshape(weight.T.shape)
         found |= {f"{name}/kernel": kernel, f"{name}/bias": bias}
     return found
 

@@ -79,15 +79,23 @@ def assembled(
 
     Raises InputError, naming the file and the parameter, where one does not fit the table.
     """
-    net = AlexNet(layers, jnp.dtype(config.precision))
-    like = jax.eval_shape(lambda: init_params(net, jax.random.key(0), config.crop_size))
+    try:
+        net = AlexNet(layers, jnp.dtype(config.precision))
+        like = jax.eval_shape(lambda: init_params(net, jax.random.key(0), config.crop_size))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file}: its network cannot be built ({error})") from error
+    if len(mean_image) < config.crop_size:
+        raise InputError(
+            f"{file}: its mean_image of {len(mean_image)} pixels is smaller than crops of {config.crop_size}"
+        )
     shapes = {name: leaf.shape for name, leaf in flatten_dict(like, sep="/").items()}
     for name in sorted({*shapes, *parameters}):
         if name not in shapes or name not in parameters:
             raise InputError(f"{file}: {name} {'is one too many' if name in parameters else 'is missing'}")
         if parameters[name].shape != shapes[name]:
             raise InputError(f"{file}: {name} has the shape {parameters[name].shape}, where {shapes[name]} is expected")
-        if not np.isfinite(parameters[name]).all():
+    for name, values in {**parameters, "mean_image": mean_image}.items():
+        if not np.isfinite(values).all():
             raise InputError(f"{file}: {name} is not finite")
     params = unflatten_dict({name: jnp.asarray(of, jnp.float32) for name, of in parameters.items()}, sep="/")
     return Trained(file, step, config, class_names, np.asarray(mean_image), net, params)
@@ -96,7 +104,7 @@ def assembled(
 def load(workdir: str | Path, checkpoint_step: str = "latest") -> Trained:
     """The network of a run, which may still be running; or of a .safetensors of `weights.save`.
 
-    checkpoint_step: "latest", "best" (lowest validation top-1 error), or a step's number.
+    checkpoint_step: "latest", "best" (lowest validation top-1 error), or a step's number; a file has but one network.
 
     Raises InputError where the folder is not a run's, or the checkpoint is not there or damaged.
     """
@@ -104,6 +112,8 @@ def load(workdir: str | Path, checkpoint_step: str = "latest") -> Trained:
     if workdir.suffix == ".safetensors":
         from alexnet_jax import weights  # which is above this
 
+        if checkpoint_step not in ("latest", "best"):
+            raise InputError(f"{workdir}: holds one network and has no checkpoint '{checkpoint_step}'")
         return weights.load(workdir)
     config, class_names, mean_image = _facts(workdir)
     if config.architecture not in ARCHITECTURES:

@@ -60,7 +60,7 @@ def load(file: str | Path) -> Trained:
         card = json.loads(metadata["card"])
         config, names, step = Config.from_json(card["config"]), tuple(map(str, card["class_names"])), int(card["step"])
         layers = with_classes(ARCHITECTURES[config.architecture], len(names))
-    except (ValueError, KeyError, TypeError, InputError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: its card cannot be read ({error})") from error
     mean_image = tensors.pop("mean_image", np.zeros(0))
     if mean_image.ndim != 3 or mean_image.shape[0] != mean_image.shape[1] or mean_image.shape[2] != 3:
@@ -99,23 +99,38 @@ class Options:
             raise InputError(f"--output={self.output}: must end in .safetensors or .jax")
         if self.views not in (1, 10):
             raise InputError(f"--views={self.views}: must be 1 or 10")
+        if self.output.endswith(".jax") and self.pytorch:
+            raise InputError(f"--pytorch writes a .safetensors, and --output={self.output} is none")
+        if not self.output.endswith(".jax") and self.views != 1:
+            raise InputError(f"--views={self.views} is of a program, and --output={self.output} is no .jax")
 
 
 def read(options: Options) -> Trained:
     """The network that is meant, of whatever kind. Raises InputError."""
     source = Path(options.source).expanduser()
-    names: tuple[str, ...] = ()
     if not source.exists():
         raise InputError(f"--source={source}: is not there")
-    if options.classes:
-        names = tuple(Path(options.classes).expanduser().read_text().splitlines())
+    if options.mean and source.suffix != ".caffemodel":
+        raise InputError(f"--mean={options.mean} is for a .caffemodel; {source} is none")
+    if source.is_dir() or interchange.is_ours(source):
+        if options.classes:
+            raise InputError(f"--classes={options.classes} is for another framework's network; {source} has its own")
+        return trained.load(source, options.checkpoint)
+    if options.checkpoint != "latest":
+        raise InputError(f"--checkpoint={options.checkpoint} is for a run's folder; {source} is none")
+    names = _lines(Path(options.classes).expanduser()) if options.classes else ()
     if source.suffix == ".caffemodel":
         if not options.mean:
             raise InputError(f"{source}: needs --mean=FILE, the .binaryproto that comes with it")
         return interchange.from_caffe(source, Path(options.mean).expanduser(), names)
-    if source.is_dir() or interchange.is_ours(source):
-        return trained.load(source, options.checkpoint)
     return interchange.from_torchvision(source, names)
+
+
+def _lines(file: Path) -> tuple[str, ...]:
+    try:
+        return tuple(file.read_text(encoding="utf-8").splitlines())
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: is no text in UTF-8 ({error.reason})") from error
 
 
 def known_errors(network: Trained) -> dict[str, float]:

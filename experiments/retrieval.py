@@ -27,7 +27,9 @@ QUERIES, NEAREST, ROWS_AT_ONCE = 5, 6, 4096
 
 
 def kept_features(network: trained.Trained, dataset: Dataset) -> np.ndarray:
-    """Of the training images; from the file in the run's folder, or written there."""
+    """Of the training images; from the file in the run's folder, or written there. A .safetensors has no folder."""
+    if network.workdir.is_file():
+        return features(network, dataset, "train", layer=last_hidden(network))
     name = f"features_{last_hidden(network)}_{network.step}_{dataset.fingerprint()}"
     file, partial = (network.workdir / f"{name}{ending}.npy" for ending in ("", ".partial"))
     if not file.exists():
@@ -58,6 +60,8 @@ def main() -> None:
 
     try:
         network = trained.load(arguments.workdir, arguments.checkpoint)
+        if not (arguments.dataset or network.config.dataset):
+            raise InputError(f"--dataset=PATH is needed: {arguments.workdir} does not tell where its images are")
         dataset = open_dataset(arguments.dataset or network.config.dataset)
         if arguments.files:
             images = np.stack([read_file(file, network.size) for file in arguments.files])

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import pickle
 import re
 import struct
@@ -11,13 +12,14 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import CROP, TINY
 
-from alexnet_jax import caffe, interchange, train, trained, weights
+from alexnet_jax import caffe, command, interchange, train, trained, weights
 from alexnet_jax.architectures import ARCHITECTURES, CAFFE, PAPER, TORCHVISION, with_column
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.model import AlexNet
@@ -64,7 +66,7 @@ def torchvision_tensors():
     }
 
 
-def test_a_saved_network_is_the_same_network(prepared, tmp_path):
+def test_a_saved_network_is_the_same_network(prepared, tmp_path, monkeypatch):
     config = Config(architecture="tiny", dataset=str(prepared), crop_size=CROP, batch_size=16, epochs=1.0)
     run, file = tmp_path / "run", tmp_path / "a.safetensors"
     train.train_and_evaluate(config, run, devices=jax.devices()[:1])
@@ -80,6 +82,9 @@ def test_a_saved_network_is_the_same_network(prepared, tmp_path):
     card = json.loads(interchange.read_safetensors(file)[1]["card"])
     assert card["errors"] == errors
     assert {"versions", "commit"} <= set(card)
+    with pytest.raises(InputError, match="holds one network and has no checkpoint '7'"):
+        trained.load(file, "7")
+    _converts_a_run_as_the_flags_say(run, prepared, tmp_path, monkeypatch)
     # It is a beginning for another run.
     other = tmp_path / "other"
     train.train_and_evaluate(
@@ -88,6 +93,63 @@ def test_a_saved_network_is_the_same_network(prepared, tmp_path):
         other, devices=jax.devices()[:1],
     )  # fmt: skip
     np.testing.assert_array_equal(trained.load(other).params["conv1"]["kernel"], before.params["conv1"]["kernel"])
+
+
+def _converts_a_run_as_the_flags_say(run, prepared, tmp_path, monkeypatch):
+    def convert(output, **flags):
+        monkeypatch.setattr(command, "given_flags", lambda _: {"source": str(run), "output": str(output), **flags})
+        weights._convert()
+        return output
+
+    card = interchange.read_safetensors(convert(tmp_path / "own.safetensors"))[1]["card"]
+    assert str(prepared) not in card  # a path of the user's machine
+    assert json.loads(card)["errors"]["examples"] == 23
+    assert set(safetensors.numpy.load_file(convert(tmp_path / "torch.safetensors", pytorch=True))) == {
+        f"{layer}.{part}" for layer in ("conv1", "conv2", "fc3", "fc4") for part in ("weight", "bias")
+    }
+    views = []
+    monkeypatch.setattr(weights, "program", lambda network, **flags: views.append(flags["views"]) or b"")
+    convert(tmp_path / "program.jax", views=10)
+    assert views == [10]
+    with pytest.raises(InputError, match="has no checkpoint '7'"):
+        convert(tmp_path / "seventh.safetensors", checkpoint="7")
+    with pytest.raises(InputError, match=r"--classes=names.txt is for another framework's network; .*run has its own"):
+        convert(tmp_path / "named.safetensors", classes="names.txt")
+
+
+@pytest.mark.parametrize("kind", ["caffe", "torchvision"])
+def test_the_classes_are_numbered_or_named_by_a_file(tmp_path, kind):
+    file, mean, _, _ = caffe_files(tmp_path)
+    options = weights.Options(source=str(file), output="a.safetensors", mean=str(mean))
+    if kind == "torchvision":
+        file = tmp_path / "torchvision.safetensors"
+        safetensors.numpy.save_file(torchvision_tensors(), file)
+        options = weights.Options(source=str(file), output="a.safetensors")
+    assert weights.read(options).class_names[:2] == ("class 0", "class 1")
+    names = tuple(f"kind {number}" for number in range(7))
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    options = dataclasses.replace(options, classes=str(tmp_path / "names.txt"))
+    assert weights.read(options).class_names == names
+    (tmp_path / "names.txt").write_bytes(b"\xff\n" * 7)
+    with pytest.raises(InputError, match=r"names.txt: is no text in UTF-8"):
+        weights.read(options)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"output": "a.safetensors"}, "are needed"),
+        ({"source": "run", "output": "a.pth"}, r"--output=a\.pth: must end in"),
+        ({"source": "run", "output": "a.jax", "views": 3}, "--views=3: must be 1 or 10"),
+        ({"source": "run", "output": "a.jax", "pytorch": True}, r"--pytorch writes a \.safetensors"),
+        ({"source": "run", "output": "a.safetensors", "views": 10}, "--views=10 is of a program"),
+        ({"source": ".", "output": "a.safetensors", "mean": "m"}, r"--mean=m is for a \.caffemodel"),
+        ({"source": __file__, "output": "a.safetensors", "checkpoint": "7"}, "--checkpoint=7 is for a run's folder"),
+    ],
+)
+def test_flags_that_would_do_nothing_or_harm_are_refused(flags, message):
+    with pytest.raises(InputError, match=message):
+        weights.read(weights.Options(**flags))
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
@@ -251,6 +313,12 @@ def bad_safetensors(tmp_path):
         (safetensors.numpy.save({**tensors, "classifier.4.bias": np.full(20, np.nan, np.float32)}),
          "fc7/bias is not finite"),
         (safetensors.numpy.save({**tensors, "classifier.1.weight": np.zeros((24, 5), np.float32)}), "fc6 has weights"),
+        (safetensors.numpy.save({**tensors, "features.0.weight": np.zeros((8, 1, 11, 11), np.float32)}),
+         r"conv1 has weights of the shape \(8, 1, 11, 11\), not of a convolution"),
+        (safetensors.numpy.save({**tensors, "classifier.4.weight": np.zeros((), np.float32)}), "fc7 has weights"),
+        (safetensors.numpy.save({**tensors, "classifier.4.weight": np.zeros((20, 0), np.float32)}),
+         r"fc7/kernel has the shape \(0, 20\)"),
+        (safetensors.numpy.save({**tensors, "classifier.6.bias": np.zeros(0, np.float32)}), "cannot be built|fc8"),
     ):  # fmt: skip
         file.write_bytes(content)
         yield message, functools.partial(interchange.from_torchvision, file)
@@ -259,6 +327,7 @@ def bad_safetensors(tmp_path):
     yield "has 7 outputs, and 1 class names", lambda: interchange.from_torchvision(file, ("a",))
     file.write_bytes(safetensors.numpy.save({"a": np.zeros(1)}, {"format": interchange.FORMAT, "card": "{}"}))
     yield "its card cannot be read", lambda: trained.load(file)
+    yield from bad_cards(tmp_path)
     pickled = tmp_path / "a.pth"
     for content in (pickle.dumps({"features.0.weight": Malicious()}), b"no pickle", b""):
         pickled.write_bytes(content)
@@ -282,8 +351,45 @@ def bad_safetensors(tmp_path):
     yield "needs --mean", lambda: weights.read(weights.Options(source=str(model), output="a.safetensors"))
     mean.write_bytes(blob(np.zeros((1, 1, 5, 5), np.float32), old=True))
     yield "holds no colour image", lambda: interchange.from_caffe(model, mean)
-    mean.write_bytes(blob(np.zeros((1, 3, 5, 5), np.float32), old=True))
-    yield "is a mean of", lambda: interchange.from_caffe(model, mean)
+    for content, message in (
+        (np.zeros((1, 3, 5, 5), np.float32), "is a mean of"),
+        (np.zeros((2, 3, 256, 256), np.float32), "holds no colour image"),
+        (np.full((1, 3, 256, 256), np.nan, np.float32), "is not finite"),
+    ):
+        mean.write_bytes(blob(content, old=True))
+        yield message, lambda: interchange.from_caffe(model, mean)
+    for shape, count in (((-1, -6912), 6912), ((2**32, 2**32), 0)):
+        lengths = b"".join(varint(length & 2**64 - 1) for length in shape)
+        values = field(5, np.zeros(count, "<f4").tobytes())
+        model.write_bytes(field(100, field(1, b"fc6") + field(7, field(7, field(1, lengths)) + values)))
+        yield "numbers where the shape is", lambda: interchange.from_caffe(model, mean)
+
+
+def bad_cards(tmp_path):
+    """Files of ours, which something else has written."""
+    network = interchange.from_caffe(*caffe_files(tmp_path / "good")[:2])
+    file = tmp_path / "ours.safetensors"
+    weights.save(network, file)
+    tensors, metadata = interchange.read_safetensors(file)
+    card = json.loads(metadata["card"])
+    for changes, message in (
+        ({"config": []}, "its card cannot be read"),
+        ({"config": None}, "its card cannot be read"),
+        ({"config": {**card["config"], "crop_size": "x"}}, "cannot be read|cannot be built"),
+        ({"config": {**card["config"], "crop_size": 8}}, "its network cannot be built"),
+        ({"config": {**card["config"], "crop_size": 259}}, "mean_image of 256 pixels is smaller than crops of 259"),
+        ({"class_names": []}, "its network cannot be built"),
+    ):
+        changed = {**metadata, "card": json.dumps({**card, **changes})}
+        file.write_bytes(safetensors.numpy.save(tensors, changed))
+        yield message, lambda: trained.load(file)
+    for mean, message in (
+        (np.zeros((5, 5)), "mean_image is missing, or no square colour image"),
+        (np.zeros((256, 255, 3)), "mean_image is missing, or no square colour image"),
+        (np.full((256, 256, 3), np.nan), "mean_image is not finite"),
+    ):
+        file.write_bytes(safetensors.numpy.save({**tensors, "mean_image": mean}, metadata))
+        yield message, lambda: trained.load(file)
 
 
 def test_a_bad_file_is_named_and_nothing_in_it_is_run(tmp_path, monkeypatch):
@@ -293,7 +399,7 @@ def test_a_bad_file_is_named_and_nothing_in_it_is_run(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=rf"^\S+\.\w+: .*({message})"):
             read()
         seen += 1
-    assert seen > 20
+    assert seen > 35
     assert not (tmp_path / "ran").exists()
 
 
@@ -325,6 +431,7 @@ def test_a_program_runs_without_this_package_on_any_number_of_images(tmp_path):
     file, mean, _, _ = caffe_files(tmp_path)
     network = interchange.from_caffe(file, mean)
     expected = np.asarray(network.make_probabilities()(IMAGES))
+    expected_of_ten = np.asarray(network.make_probabilities(views=10)(IMAGES))
     # In a process of its own, where shapes are not checked: they are symbols.
     script = f"""
 from pathlib import Path
@@ -333,8 +440,14 @@ from alexnet_jax.architectures import ARCHITECTURES, with_column
 ARCHITECTURES["caffe"] = with_column(ARCHITECTURES["caffe"], features={WIDTHS})
 network = interchange.from_caffe("bvlc.caffemodel", "mean.binaryproto")
 runlog.write_whole(Path("alexnet.jax"), weights.program(network))
+runlog.write_whole(Path("ten.jax"), weights.program(network, views=10))
 """
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    # As users run it: with a cache of compiled programs oneDNN, which cannot be exported, is left out anyway.
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, env=environment)
+    ten = jax.export.deserialize(bytearray((tmp_path / "ten.jax").read_bytes()))
+    assert set(ten.platforms) == {"cpu", "cuda", "rocm", "tpu"}
+    np.testing.assert_allclose(ten.call(IMAGES), expected_of_ten, rtol=1e-5, atol=1e-6)
     page = (Path(__file__).parent.parent / "docs" / "other_frameworks.md").read_text()
     example = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "deserialize" in block)
     assert "alexnet_jax" not in example
