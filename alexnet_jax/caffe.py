@@ -65,7 +65,7 @@ def read_mean(file: Path) -> Float[np.ndarray, "height width 3"]:
     if mean.ndim != 3 or mean.shape[0] != 3:
         raise InputError(f"{file}: holds no colour image, but numbers of the shape {mean.shape}")
     if not np.isfinite(mean).all():
-        raise InputError(f"{file}: is not finite")
+        raise InputError(f"{file}: holds numbers that are not finite")
     return mean[::-1].transpose(1, 2, 0)
 
 

@@ -354,7 +354,7 @@ def bad_safetensors(tmp_path):
     for content, message in (
         (np.zeros((1, 3, 5, 5), np.float32), "is a mean of"),
         (np.zeros((2, 3, 256, 256), np.float32), "holds no colour image"),
-        (np.full((1, 3, 256, 256), np.nan, np.float32), "is not finite"),
+        (np.full((1, 3, 256, 256), np.nan, np.float32), "holds numbers that are not finite"),
     ):
         mean.write_bytes(blob(content, old=True))
         yield message, lambda: interchange.from_caffe(model, mean)
@@ -412,12 +412,17 @@ def test_a_length_of_ten_gigabytes_takes_no_memory(tmp_path):
 
 def test_the_command_converts_and_what_it_wrote_predicts(tmp_path):
     file, mean, _, _ = caffe_files(tmp_path)
-    process = subprocess.run(
-        [sys.executable, "-m", "alexnet_jax.weights", f"--source={file}", "--output=b.safetensors"],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
-    assert process.returncode == 2
-    assert process.stderr.splitlines() == [f"error: {file}: needs --mean=FILE, the .binaryproto that comes with it"]
+    card = safetensors.numpy.save({"a": np.zeros(1)}, {"format": interchange.FORMAT, "card": '{"config": []}'})
+    (tmp_path / "a.safetensors").write_bytes(card)  # in a process of its own, where types are not checked
+    for source, message in (
+        (file, "needs --mean=FILE, the .binaryproto that comes with it"),
+        (tmp_path / "a.safetensors", "its card cannot be read ('list' object has no attribute 'items')"),
+    ):
+        process = subprocess.run(
+            [sys.executable, "-m", "alexnet_jax.weights", f"--source={source}", "--output=b.safetensors"],
+            capture_output=True, text=True, cwd=tmp_path,
+        )  # fmt: skip
+        assert (process.returncode, process.stderr) == (2, f"error: {source}: {message}\n")
     names = tuple(f"kind {number}" for number in range(7))
     network = interchange.from_caffe(file, mean, names)
     weights.save(network, tmp_path / "b.safetensors")
