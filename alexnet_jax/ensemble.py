@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from alexnet_jax import evaluate, figures, input_pipeline, parallel, trained
 from alexnet_jax.config import InputError
-from alexnet_jax.datasets import Dataset, open_dataset
+from alexnet_jax.datasets import Dataset
 from alexnet_jax.evaluate import Errors
 from alexnet_jax.input_pipeline import Batch
 from alexnet_jax.runlog import write_whole
@@ -149,9 +149,7 @@ def evaluate_networks(
             all_answers.append(Answers.load(Path(source).expanduser()))
             continue
         network = trained.load(source, checkpoint)
-        if not (dataset or network.config.dataset):
-            raise InputError(f"--dataset=PATH is needed: {source} does not tell where its images are")
-        data = open_dataset(dataset or network.config.dataset)
+        data = network.open_dataset(dataset)
         if split not in data.splits:
             raise InputError(f"--split={split}: {data.path} has {', '.join(data.splits)}")
         all_answers.append(answers_of(network, data, split, views=views, batch_size=batch_size))

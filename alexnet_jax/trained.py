@@ -41,6 +41,12 @@ class Trained:
         """Side of the images, before views are cut out of them."""
         return len(self.mean_image)
 
+    def open_dataset(self, dataset: str = "") -> Dataset:
+        """The named data set, or else the one it was trained on. Raises InputError where a file does not tell that."""
+        if not (dataset or self.config.dataset):
+            raise InputError(f"--dataset=PATH is needed: {self.workdir} does not tell where its images are")
+        return open_dataset(dataset or self.config.dataset)
+
     def check_size(self, dataset: Dataset) -> None:
         """Raises InputError where the images of a data set have another size than those it was made for."""
         if self.size != dataset.size:

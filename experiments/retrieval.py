@@ -19,7 +19,7 @@ import numpy as np
 
 from alexnet_jax import figures, input_pipeline, trained, xla
 from alexnet_jax.config import InputError
-from alexnet_jax.datasets import Dataset, open_dataset
+from alexnet_jax.datasets import Dataset
 from alexnet_jax.features import features, last_hidden, make_features
 from alexnet_jax.images import read_file
 
@@ -60,9 +60,7 @@ def main() -> None:
 
     try:
         network = trained.load(arguments.workdir, arguments.checkpoint)
-        if not (arguments.dataset or network.config.dataset):
-            raise InputError(f"--dataset=PATH is needed: {arguments.workdir} does not tell where its images are")
-        dataset = open_dataset(arguments.dataset or network.config.dataset)
+        dataset = network.open_dataset(arguments.dataset)
         if arguments.files:
             images = np.stack([read_file(file, network.size) for file in arguments.files])
             titles = [str(file) for file in arguments.files]
