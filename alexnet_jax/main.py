@@ -98,7 +98,7 @@ def _run() -> None:
 
 
 def _evaluate(options: Options, *, dataset: str = "", batch_size: int = 128, **others: Any) -> None:
-    from alexnet_jax.ensemble import evaluate_networks
+    from alexnet_jax.networks.ensemble import evaluate_networks
 
     if others:
         raise InputError(f"--{next(iter(others))}: not with --mode=evaluate, which takes it from the run")
@@ -113,7 +113,7 @@ def _evaluate(options: Options, *, dataset: str = "", batch_size: int = 128, **o
 
 
 def _train(options: Options, config: Config) -> None:
-    from alexnet_jax import parallel
+    from alexnet_jax.device import parallel
     from alexnet_jax.train import train_and_evaluate
 
     if options.distributed or options.coordinator:

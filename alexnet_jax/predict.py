@@ -19,10 +19,10 @@ import numpy as np
 
 from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, option
-from alexnet_jax.images import Pixels, read_file
+from alexnet_jax.data.images import Pixels, read_file
 
 if TYPE_CHECKING:
-    from alexnet_jax.trained import Trained
+    from alexnet_jax.networks.network import Trained
 
 BATCH = 16
 FIGURES, MOST_IN_A_FIGURE = (".png", ".pdf", ".svg"), 400
@@ -80,7 +80,7 @@ def predictions(
     network: "Trained", files: Sequence[str], *, views: int = 1, top: int = 5
 ) -> Iterator[Prediction | InputError]:
     """What a network sees in each file; for one that cannot be read, an InputError that names it."""
-    from alexnet_jax.evaluate import likeliest  # here, as below
+    from alexnet_jax.paper.evaluate import likeliest  # here, as below
 
     probabilities = network.make_probabilities(views=views)
     for start in range(0, len(files), BATCH):
@@ -133,7 +133,8 @@ def _predict(arguments: Sequence[str]) -> None:
     if not files:
         raise InputError(f"{arguments[0]}: there is no file in it")
     # Here, so that --help and bad flags do not wait for it.
-    from alexnet_jax import figures, trained
+    from alexnet_jax import figures
+    from alexnet_jax.networks import network as trained
 
     if options.maps and len(files) > 1:
         raise InputError(f"--maps={options.maps}: takes one picture, not {len(files)}")
@@ -163,7 +164,7 @@ def _draw_maps(network: "Trained", seen: Prediction, options: Options) -> None:
     import jax.numpy as jnp
 
     from alexnet_jax import figures
-    from alexnet_jax.features import make_features
+    from alexnet_jax.networks.layer_outputs import make_features
 
     of_images = make_features(network, options.maps)
     maps = np.asarray(of_images(network.params, jnp.asarray(seen.pixels[None])))[0]

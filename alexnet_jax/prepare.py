@@ -21,9 +21,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from alexnet_jax import archives, command, datasets, shards
+from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, option
-from alexnet_jax.sources import list_files, sort_files
+from alexnet_jax.data import archives, datasets, shards
+from alexnet_jax.data.sources import list_files, sort_files
 
 
 @dataclasses.dataclass(frozen=True)

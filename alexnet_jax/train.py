@@ -14,17 +14,22 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from alexnet_jax import checkpoint, input_pipeline, model, optim, parallel, pretraining, report, runlog
-from alexnet_jax.architectures import ARCHITECTURES, Layers, image_size, with_classes
-from alexnet_jax.augment import split_each, training_views
 from alexnet_jax.config import Config, InputError, in_steps, is_due
-from alexnet_jax.datasets import Dataset, open_dataset
-from alexnet_jax.evaluate import Errors, evaluate, make_evaluation_step, make_logits
-from alexnet_jax.input_pipeline import Batch, timely
-from alexnet_jax.state import TrainState as TrainState
-from alexnet_jax.state import init_state as init_state
-from alexnet_jax.state import no_sums
-from alexnet_jax.xla import on_its_own
+from alexnet_jax.data import input_pipeline
+from alexnet_jax.data.datasets import Dataset, open_dataset
+from alexnet_jax.data.input_pipeline import Batch, timely
+from alexnet_jax.device import parallel
+from alexnet_jax.device.xla import on_its_own
+from alexnet_jax.networks import transfer as pretraining
+from alexnet_jax.paper import model, optim
+from alexnet_jax.paper.architectures import ARCHITECTURES, Layers, image_size, with_classes
+from alexnet_jax.paper.augment import split_each, training_views
+from alexnet_jax.paper.evaluate import Errors, evaluate, make_evaluation_step, make_logits
+from alexnet_jax.paper.train_state import TrainState as TrainState
+from alexnet_jax.paper.train_state import init_state as init_state
+from alexnet_jax.paper.train_state import no_sums
+from alexnet_jax.runs import checkpoint, report
+from alexnet_jax.runs import log as runlog
 
 
 def make_train_step(

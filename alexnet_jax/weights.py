@@ -21,11 +21,15 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
-from alexnet_jax import command, interchange, onednn, runlog, trained
-from alexnet_jax.architectures import ARCHITECTURES, with_classes
+from alexnet_jax import command
 from alexnet_jax.config import Config, InputError, option
-from alexnet_jax.evaluate import Errors
-from alexnet_jax.trained import Trained
+from alexnet_jax.device import onednn
+from alexnet_jax.networks import interchange
+from alexnet_jax.networks import network as trained
+from alexnet_jax.networks.network import Trained
+from alexnet_jax.paper.architectures import ARCHITECTURES, with_classes
+from alexnet_jax.paper.evaluate import Errors
+from alexnet_jax.runs import log as runlog
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 

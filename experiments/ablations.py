@@ -21,7 +21,8 @@ from specialisation import colorfulness
 from training import Run, centers, parsed, remembered
 
 from alexnet_jax import Config
-from alexnet_jax.architectures import (
+from alexnet_jax.data.datasets import open_dataset
+from alexnet_jax.paper.architectures import (
     DEMO,
     Layers,
     dropout,
@@ -31,7 +32,6 @@ from alexnet_jax.architectures import (
     with_classes,
     with_steps,
 )
-from alexnet_jax.datasets import open_dataset
 
 EPOCHS, DROPS = 24.0, (16.0, 21.0)
 CROP = 224

@@ -20,10 +20,12 @@ from contenders import Case, build
 from record import save
 from throughput import ceiling
 
-from alexnet_jax import PAPER, optim, summary, xla
-from alexnet_jax.architectures import Conv, Dense, named
-from alexnet_jax.augment import training_views
-from alexnet_jax.layers import add_bias
+from alexnet_jax import PAPER, summary
+from alexnet_jax.device import xla
+from alexnet_jax.paper import optim
+from alexnet_jax.paper.architectures import Conv, Dense, named
+from alexnet_jax.paper.augment import training_views
+from alexnet_jax.paper.layers import add_bias
 
 BATCH, REPEATS = 128, 7
 

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alexnet_jax import ARCHITECTURES, AlexNet, optim, parallel, summary, train, xla
-from alexnet_jax.architectures import Conv, Dense, Layers, lrn, pool, relu
+from alexnet_jax import ARCHITECTURES, AlexNet, summary, train
 from alexnet_jax.config import Config
-from alexnet_jax.input_pipeline import Batch
+from alexnet_jax.data.input_pipeline import Batch
+from alexnet_jax.device import parallel, xla
+from alexnet_jax.paper import optim
+from alexnet_jax.paper.architectures import Conv, Dense, Layers, lrn, pool, relu
 
 # Of the size of the networks that Krizhevsky trained on CIFAR-10.
 CIFAR = (

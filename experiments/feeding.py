@@ -23,10 +23,12 @@ import jax
 import jax.numpy as jnp
 from record import save
 
-from alexnet_jax import model, optim, parallel, train
-from alexnet_jax.architectures import ARCHITECTURES, image_size, with_classes
+from alexnet_jax import train
 from alexnet_jax.config import Config
-from alexnet_jax.datasets import Dataset, open_dataset
+from alexnet_jax.data.datasets import Dataset, open_dataset
+from alexnet_jax.device import parallel
+from alexnet_jax.paper import model, optim
+from alexnet_jax.paper.architectures import ARCHITECTURES, image_size, with_classes
 
 
 def training(

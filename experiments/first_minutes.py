@@ -24,7 +24,7 @@ DRAW = """\
 from pathlib import Path
 
 import numpy as np
-from alexnet_jax import shapes
+from alexnet_jax.data import shapes
 from PIL import Image
 
 Path("a_folder").mkdir()
@@ -34,7 +34,8 @@ for name in ("heart", "ring", "star"):
 """
 USE = """\
 import numpy as np
-from alexnet_jax import features, predict, trained
+from alexnet_jax.networks import layer_outputs as features, network as trained
+from alexnet_jax import predict
 
 network = trained.load("my_run")
 files = predict.files_of(["a_folder"])
@@ -51,7 +52,7 @@ STEPS: list[tuple[str, str, dict[str, str]]] = [  # what it is, the command, fil
     ("One file to give away", "python -m alexnet_jax.weights --source=my_run --output=my_net.safetensors", {}),
     ("It stands for the run", "python -m alexnet_jax.predict --workdir=my_net.safetensors --json a_folder", {}),
 ]
-VERSIONS = "import json; from alexnet_jax.runlog import versions; print(json.dumps(versions()['versions']))"
+VERSIONS = "import json; from alexnet_jax.runs.log import versions; print(json.dumps(versions()['versions']))"
 
 
 def run(command: str, folder: Path, short: bool = False) -> dict[str, Any]:

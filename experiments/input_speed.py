@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from record import save
 
-from alexnet_jax import input_pipeline
-from alexnet_jax.datasets import open_dataset
-from alexnet_jax.images import decode
+from alexnet_jax.data import input_pipeline
+from alexnet_jax.data.datasets import open_dataset
+from alexnet_jax.data.images import decode
 
 BATCH = 128
 

@@ -18,7 +18,7 @@ import simplejpeg
 from PIL import Image
 from record import save
 
-from alexnet_jax.datasets import open_dataset
+from alexnet_jax.data.datasets import open_dataset
 
 DECODERS = {
     "simplejpeg": lambda jpeg: simplejpeg.decode_jpeg(jpeg, "RGB"),

@@ -31,9 +31,12 @@ import jax
 import numpy as np
 from record import save
 
-from alexnet_jax import checkpoint, datasets, model, optim, shards, train
-from alexnet_jax.architectures import ARCHITECTURES, Conv, Dense, dropout, lrn, pool, relu
+from alexnet_jax import train
 from alexnet_jax.config import Config
+from alexnet_jax.data import datasets, shards
+from alexnet_jax.paper import model, optim
+from alexnet_jax.paper.architectures import ARCHITECTURES, Conv, Dense, dropout, lrn, pool, relu
+from alexnet_jax.runs import checkpoint
 
 SMALL = (
     Conv(8, 5, stride=2, padding=(0, 1), std=0.02, then=(relu, lrn, pool)),

@@ -23,8 +23,8 @@ from record import save
 from training import Run, one_in, parsed, reached, remembered, smoothed
 
 from alexnet_jax import Config
-from alexnet_jax.architectures import Dense, Layers, dropout, relu
-from alexnet_jax.datasets import open_dataset
+from alexnet_jax.data.datasets import open_dataset
+from alexnet_jax.paper.architectures import Dense, Layers, dropout, relu
 
 RUNS = {
     "neither": {"augmented": False, "dropped": False},

@@ -25,7 +25,7 @@ from record import save
 from training import Run, parsed, reached, remembered
 
 from alexnet_jax import Config
-from alexnet_jax.architectures import Layers, relu, with_steps
+from alexnet_jax.paper.architectures import Layers, relu, with_steps
 
 NETWORKS = {"3 conv + fc10": THREE_CONV, "3 conv + fc64 + fc10": THREE_CONV_TWO_DENSE}
 TARGET = 0.25

@@ -17,11 +17,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from alexnet_jax import figures, input_pipeline, trained, xla
+from alexnet_jax import figures
 from alexnet_jax.config import InputError
-from alexnet_jax.datasets import Dataset
-from alexnet_jax.features import features, last_hidden, make_features
-from alexnet_jax.images import read_file
+from alexnet_jax.data import input_pipeline
+from alexnet_jax.data.datasets import Dataset
+from alexnet_jax.data.images import read_file
+from alexnet_jax.device import xla
+from alexnet_jax.networks import network as trained
+from alexnet_jax.networks.layer_outputs import features, last_hidden, make_features
 
 QUERIES, NEAREST, ROWS_AT_ONCE = 5, 6, 4096
 

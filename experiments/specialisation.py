@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from record import log, save
 
-from alexnet_jax import trained
+from alexnet_jax.networks import network as trained
 
 DIVISIONS = 10_000
 

@@ -20,8 +20,8 @@ from typing import Any
 from record import save
 
 from alexnet_jax import Config
-from alexnet_jax.architectures import ARCHITECTURES, DEMO, six_conv
-from alexnet_jax.ensemble import evaluate_networks
+from alexnet_jax.networks.ensemble import evaluate_networks
+from alexnet_jax.paper.architectures import ARCHITECTURES, DEMO, six_conv
 from alexnet_jax.train import train_and_evaluate
 
 NETWORKS = tuple(f"network {seed}" for seed in range(5))

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from contenders import CONTENDERS, TABLES, Case, build
 from record import save
 
-from alexnet_jax import xla
+from alexnet_jax.device import xla
 
 
 def peak_megabytes(contender: str) -> float:

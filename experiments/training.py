@@ -14,13 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from record import circumstances
 
-from alexnet_jax import AlexNet, Config, input_pipeline, optim, parallel, train
-from alexnet_jax.architectures import Layers
-from alexnet_jax.datasets import Dataset, open_dataset
-from alexnet_jax.evaluate import Errors, evaluate, make_evaluation_step, make_logits
-from alexnet_jax.images import decode
-from alexnet_jax.runlog import write_whole
-from alexnet_jax.shards import Records
+from alexnet_jax import AlexNet, Config, train
+from alexnet_jax.data import input_pipeline
+from alexnet_jax.data.datasets import Dataset, open_dataset
+from alexnet_jax.data.images import decode
+from alexnet_jax.data.shards import Records
+from alexnet_jax.device import parallel
+from alexnet_jax.paper import optim
+from alexnet_jax.paper.architectures import Layers
+from alexnet_jax.paper.evaluate import Errors, evaluate, make_evaluation_step, make_logits
+from alexnet_jax.runs.log import write_whole
 
 
 class OneIn(Records):

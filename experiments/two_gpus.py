@@ -28,9 +28,10 @@ import optax
 from jax import lax
 from record import save
 
-from alexnet_jax import model, optim, parallel
-from alexnet_jax.architectures import ARCHITECTURES, Layers, dropout, image_size, named, one_column
-from alexnet_jax.augment import image_keys
+from alexnet_jax.device import parallel
+from alexnet_jax.paper import model, optim
+from alexnet_jax.paper.architectures import ARCHITECTURES, Layers, dropout, image_size, named, one_column
+from alexnet_jax.paper.augment import image_keys
 
 AXIS = "gpu"
 

@@ -26,8 +26,8 @@ from PIL import Image
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from alexnet_jax import datasets, shards
-from alexnet_jax.architectures import ARCHITECTURES, Conv, Dense, dropout, lrn, pool, relu
+from alexnet_jax.data import datasets, shards
+from alexnet_jax.paper.architectures import ARCHITECTURES, Conv, Dense, dropout, lrn, pool, relu
 
 SIZE, CROP = 40, 32
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from alexnet_jax import config
-from alexnet_jax.architectures import ARCHITECTURES
+from alexnet_jax.paper.architectures import ARCHITECTURES
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from absl.testing import flagsaver
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alexnet_jax import command, main, parallel, train
+from alexnet_jax import command, main, train
 from alexnet_jax.config import PRESETS, Config, InputError
+from alexnet_jax.device import parallel
 from alexnet_jax.main import Options
 
 NUMBERS = st.one_of(

@@ -14,7 +14,7 @@ import pytest
 
 PROGRAM = """
 from alexnet_jax import main
-from alexnet_jax.architectures import ARCHITECTURES, Conv, Dense, dropout, lrn, pool, relu
+from alexnet_jax.paper.architectures import ARCHITECTURES, Conv, Dense, dropout, lrn, pool, relu
 ARCHITECTURES["small"] = (
     Conv(8, 5, stride=2, padding=(0, 1), std=0.02, then=(relu, lrn, pool)),
     Conv(8, 3, padding=1, groups=2, std=0.1, then=(relu, pool)),

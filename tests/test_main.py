@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from alexnet_jax.architectures import ARCHITECTURES
+from alexnet_jax.paper.architectures import ARCHITECTURES
 
 COMMAND = [sys.executable, "-m", "alexnet_jax.main"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as users have

@@ -9,10 +9,10 @@ import nbformat
 import numpy as np
 import pytest
 
-from alexnet_jax import interchange
-from alexnet_jax.architectures import TORCHVISION
-from alexnet_jax.model import AlexNet
-from alexnet_jax.state import init_params
+from alexnet_jax.networks import interchange
+from alexnet_jax.paper.architectures import TORCHVISION
+from alexnet_jax.paper.model import AlexNet
+from alexnet_jax.paper.train_state import init_params
 
 NOTEBOOK = Path(__file__).parent.parent / "experiments" / "alexnet.ipynb"
 

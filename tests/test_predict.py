@@ -13,8 +13,10 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from alexnet_jax import datasets, input_pipeline, predict, shards, train, trained
+from alexnet_jax import predict, train
 from alexnet_jax.config import Config, InputError
+from alexnet_jax.data import datasets, input_pipeline, shards
+from alexnet_jax.networks import network as trained
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from PIL import Image
 
 from alexnet_jax import prepare
 from alexnet_jax.config import InputError
-from alexnet_jax.datasets import open_dataset
-from alexnet_jax.images import upright_rgb
+from alexnet_jax.data.datasets import open_dataset
+from alexnet_jax.data.images import upright_rgb
 
 
 def run(source, output, **options):

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 from PIL import Image
 
-from alexnet_jax import trained
-from alexnet_jax.architectures import DEMO
 from alexnet_jax.config import Config
-from alexnet_jax.model import AlexNet
-from alexnet_jax.state import init_params
+from alexnet_jax.networks import network as trained
+from alexnet_jax.paper.architectures import DEMO
+from alexnet_jax.paper.model import AlexNet
+from alexnet_jax.paper.train_state import init_params
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -17,12 +17,16 @@ import numpy as np
 import pytest
 from conftest import CROP, TINY, without_compilation_cache
 
-from alexnet_jax import checkpoint, evaluate, model, onednn, parallel, runlog, train
-from alexnet_jax.architectures import ARCHITECTURES, with_classes
+from alexnet_jax import train
 from alexnet_jax.config import Config, InputError, in_steps, is_due
-from alexnet_jax.datasets import open_dataset
-from alexnet_jax.input_pipeline import training_batches
-from alexnet_jax.optim import learning_rates, sgd
+from alexnet_jax.data.datasets import open_dataset
+from alexnet_jax.data.input_pipeline import training_batches
+from alexnet_jax.device import onednn, parallel
+from alexnet_jax.paper import evaluate, model
+from alexnet_jax.paper.architectures import ARCHITECTURES, with_classes
+from alexnet_jax.paper.optim import learning_rates, sgd
+from alexnet_jax.runs import checkpoint
+from alexnet_jax.runs import log as runlog
 
 ONE, TWO = jax.devices()[:1], jax.devices()[:2]
 RATES = learning_rates(Config(), 1.0)

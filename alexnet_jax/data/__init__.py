@@ -1,0 +1,1 @@
+"""§2: images, from wherever they lie to batches on the host."""

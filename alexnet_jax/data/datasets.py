@@ -1,0 +1,274 @@
+"""§2: prepared data sets: writing, checking and opening them; the built-in one. No TensorFlow.
+
+A prepared data set is a folder that `write` made: a TFDS data set in array_record format (any TFDS tool reads
+it), `statistics.npz` and `manifest.json`. Each example is {"image": a JPEG or raw pixels, RGB, size × size,
+"label": int, "name": the file that it came from}.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import dataset_info, naming
+from tensorflow_datasets.core import splits as tfds_splits
+
+from alexnet_jax.config import InputError
+from alexnet_jax.data import shapes, shards
+from alexnet_jax.data.images import Pixels, Statistics, Sums
+
+NAME = "images"  # of the data set, as TFDS has it
+MANIFEST = "manifest.json"
+
+
+def write(
+    output: Path,
+    class_names: Sequence[str],
+    splits: Mapping[str, Sequence[shards.Item]],
+    *,
+    size: int,
+    encoding: str = "jpeg",
+    on_error: str = "stop",
+    workers: int = 1,
+    progress: Callable[[int], None] = lambda images: None,
+) -> tuple[dict[str, int], list[str]]:
+    """Writes a prepared data set; returns the number of images in each split, and what was left out, with the reasons.
+
+    It grows in the folder `output`.incomplete, which is renamed at the very end: `output` is a whole data set or is not
+    there. Where this is interrupted, the same call continues with the shards that are missing.
+
+    Args:
+      splits: what to write; must contain "train", over which the statistics are taken.
+      on_error: "stop" at an image that cannot be read, or "skip" it.
+      workers: processes. With one, or a single shard's worth of images, all is done in this one.
+      progress: told the number of images done since it was last told.
+
+    Raises:
+      InputError: `output` exists or cannot be written, another process writes it, the disk is full, an image cannot be
+        read, or a split or class stays empty.
+    """
+    output = output.absolute()
+    if output.exists():
+        raise InputError(f"{output}: already exists; choose another output or delete it")
+    all_shards = [
+        shards.Shard(
+            split,
+            number,
+            items[start : start + shards.EXAMPLES_PER_SHARD],
+            size,
+            encoding,
+            tuple(class_names),
+            on_error,
+        )
+        for split, items in splits.items()
+        for number, start in enumerate(range(0, len(items), shards.EXAMPLES_PER_SHARD))
+    ]
+    folder = output.with_name(f"{output.name}.incomplete")
+    try:
+        with _only_writer(folder):
+            if output.exists():
+                raise InputError(f"{output}: already exists; another process wrote it meanwhile")
+            shards.write_missing(folder, all_shards, workers, progress)
+            counts, skipped = _finish(folder, all_shards)
+            os.rename(folder, output)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error.strerror or error})") from error
+    return counts, skipped
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Makes the folder, and holds it against other processes; removes it where it holds no whole shard in the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise InputError(f"{folder}: is being written by another process") from error
+    try:
+        yield
+    finally:
+        if folder.exists() and not any(folder.glob("*.npz")):
+            shutil.rmtree(folder)
+        os.close(handle)
+
+
+def _finish(folder: Path, written: list[shards.Shard]) -> tuple[dict[str, int], list[str]]:
+    """Makes the data set out of the whole shards: their names, the statistics, TFDS's metadata, the manifest."""
+    class_names, size = written[0].class_names, written[0].size
+    counts = {shard.split: np.zeros(len(class_names), np.int64) for shard in written}
+    lengths: dict[str, list[int]] = {split: [] for split in counts}
+    num_bytes = dict.fromkeys(counts, 0)
+    sums, skipped, files = Sums(size, np.int64), [], {}
+    for shard in written:
+        with np.load(folder / f"{shard.name}.npz", allow_pickle=False) as whole:
+            counts[shard.split] += whole["counts"]
+            skipped += whole["skipped"].tolist()
+            num_bytes[shard.split] += int(whole["num_bytes"])
+            if shard.split == "train":
+                sums.images += int(whole["counts"].sum())
+                sums.pixels += whole["pixels"]
+                sums.products += whole["products"]
+            if whole["counts"].any():
+                name = f"{NAME}-{shard.split}.array_record-{len(lengths[shard.split]):05}"
+                files[name] = (shard, {"sha256": str(whole["sha256"]), "images": int(whole["counts"].sum())})
+                lengths[shard.split].append(int(whole["counts"].sum()))
+    for split, of_class in counts.items():
+        if not of_class.any():
+            raise InputError(f"the split '{split}' has no readable image")
+    if not counts["train"].all():
+        empty = class_names[int(np.argmin(counts["train"]))]
+        raise InputError(f"the class '{empty}' has no readable image for training")
+
+    statistics = sums.statistics()
+    np.savez(folder / "statistics.npz", mean_image=statistics.mean_image, covariance=statistics.covariance)
+    identity = dataset_info.DatasetIdentity(
+        name=NAME, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=__name__
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=shards.features_of(class_names, size, written[0].encoding))
+    info.set_file_format("array_record")
+    template = naming.ShardedFileTemplate(
+        data_dir=folder, dataset_name=NAME, filetype_suffix="array_record",
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
+    )  # fmt: skip
+    info.set_splits(
+        tfds_splits.SplitDict(
+            [
+                tfds_splits.SplitInfo(split, lengths[split], num_bytes[split], template.replace(split=split))
+                for split in counts
+            ]
+        )
+    )
+    info.write_to_directory(folder)
+    manifest = {
+        "version": shards.VERSION,
+        "encoding": written[0].encoding,
+        "images": {split: dict(zip(class_names, of_class.tolist(), strict=True)) for split, of_class in counts.items()},
+        "shards": {name: values for name, (_, values) in files.items()},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    for name, (shard, _) in files.items():
+        os.replace(folder / f"{shard.name}.shard", folder / name)
+    for left in [*folder.glob("*.npz"), *folder.glob("*.shard"), *folder.glob("*.partial")]:
+        if left.name != "statistics.npz":
+            left.unlink()
+    return {split: int(of_class.sum()) for split, of_class in counts.items()}, skipped
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Checks every file of a prepared data set against its manifest, which is returned.
+
+    Raises InputError naming the first file that is missing or is not as it was written.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        files = manifest["shards"].items()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path / MANIFEST}: cannot be read ({error})") from error
+    for name, expected in files:
+        file = path / name
+        if not file.exists():
+            raise InputError(f"{file}: is missing")
+        if shards.sha256(file) != expected["sha256"]:
+            raise InputError(f"{file}: is not as it was written")
+    return manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A prepared data set.
+
+    encoding: of its images, "jpeg" or "raw".
+    """
+
+    path: Path
+    class_names: tuple[str, ...]
+    size: int
+    encoding: str
+    splits: Mapping[str, shards.Records]
+    statistics: Statistics
+
+    def fingerprint(self) -> str:
+        """Short text that differs where the classes, the numbers of images or the training images differ."""
+        counts = {split: len(records) for split, records in self.splits.items()}
+        digest = hashlib.sha256(repr((self.class_names, self.size, counts)).encode())
+        digest.update(self.statistics.mean_image.tobytes() + self.statistics.covariance.tobytes())
+        return digest.hexdigest()[:16]
+
+
+def open_dataset(name: str) -> Dataset:
+    """Opens the prepared data set at a path, or the built-in one ('shapes'), which is drawn where it is missing.
+
+    Raises InputError where there is none, or it is damaged or was not written by this package.
+    """
+    path = builtin_shapes() if name == "shapes" else Path(name).expanduser()
+    if not path.is_dir():
+        raise InputError(
+            f"--dataset={name}: neither a folder nor the built-in data set 'shapes'; "
+            "make one of your images with python -m alexnet_jax.prepare"
+        )
+    _allow_many_files()
+    try:
+        with np.load(path / "statistics.npz", allow_pickle=False) as file:
+            statistics = Statistics(file["mean_image"], file["covariance"])
+        builder = tfds.builder_from_directory(path)
+        label, image = builder.info.features["label"], builder.info.features["image"]
+        splits = {split: shards.Records(builder, split) for split in builder.info.splits}
+        missing = {"train", "validation"} - set(splits)
+        if missing:
+            raise ValueError(f"it has no split '{missing.pop()}'")
+        encoding = "jpeg" if isinstance(image, tfds.features.Image) else "raw"
+        return Dataset(path, tuple(label.names), image.shape[0], encoding, splits, statistics)
+    except Exception as error:  # TFDS raises many types for a damaged folder
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(
+            f"--dataset={name}: {path} is not a data set that alexnet_jax.prepare wrote ({reason})"
+        ) from error
+
+
+def _allow_many_files() -> None:
+    """array_record keeps each file open that it has read from: ImageNet's 1,301 are more than is often allowed."""
+    allowed, possible = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # where the system does not keep to its own limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(allowed, min(possible, 100_000)), possible))
+
+
+def builtin_shapes(train: int = 4000, validation: int = 500) -> Path:
+    """The folder of the built-in data set (see shapes.py), drawn at the first call into the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = cache / "alexnet_jax" / f"shapes{shapes.VERSION}-{train}-{validation}"
+    if path.is_dir():
+        return path
+    print(f"drawing the built-in data set, {train + validation:,} pictures, once: {path}", flush=True)
+    names = tuple(shapes.SHAPES)
+
+    def item(split: int, index: int) -> shards.Item:
+        label = index % len(names)
+        name = f"{names[label]}-{split}-{index}"
+        return shards.Item(name, name, label, functools.partial(_draw, label, (split, index)))
+
+    splits = {
+        "train": [item(0, index) for index in range(train)],
+        "validation": [item(1, index) for index in range(validation)],
+    }
+    try:
+        write(path, names, splits, size=256)
+    except InputError:
+        if not path.is_dir():  # else another process was faster, and drew the same pictures
+            raise
+    return path
+
+
+def _draw(label: int, seed: tuple[int, int]) -> Pixels:
+    return shapes.draw(label, np.random.default_rng(seed))

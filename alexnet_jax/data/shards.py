@@ -1,0 +1,251 @@
+"""§2: the files of a prepared data set, its shards: written in several processes, read record by record.
+
+Each holds up to `EXAMPLES_PER_SHARD` images and is a function of its items alone: so the result is the same, byte for
+byte, whatever the number of processes, and whether the writing was interrupted or not.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
+
+from alexnet_jax.config import InputError
+from alexnet_jax.data.images import JPEG_QUALITY, Pixels, Sums, decode, encode, upright_rgb
+
+EXAMPLES_PER_SHARD = 1024
+ENCODINGS = ("jpeg", "raw")
+VERSION = 1  # of what is written; another one makes nothing of what an interrupted run of before has left
+
+
+class Item(NamedTuple):
+    """One image of a source.
+
+    path: as messages name it. name: as it is stored. label: its class, or -1 where `read` gives it.
+    read: → the bytes of an image file, or pixels (uint8, RGB); with label -1 → (those, label). It is sent to other
+    processes. Raises OSError or ValueError where there is nothing to read.
+    """
+
+    path: str
+    name: str
+    label: int
+    read: Callable[[], Any]
+
+
+class Shard(NamedTuple):
+    """One file to write. key: text that differs where its content would."""
+
+    split: str
+    number: int
+    items: Sequence[Item]
+    size: int
+    encoding: str
+    class_names: tuple[str, ...]
+    on_error: str
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.split}-{self.number:05}"
+
+    def key(self) -> str:
+        """A digest of all that decides what is written: a shard of the same key need not be written again."""
+        of_items = [(item.path, item.name, item.label) for item in self.items]
+        form = (
+            VERSION,
+            self.split,
+            self.size,
+            self.encoding,
+            self.encoding == "jpeg" and JPEG_QUALITY,
+            self.class_names,
+        )
+        return hashlib.sha256(repr((form, of_items)).encode()).hexdigest()
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write_missing(folder: Path, shards: list[Shard], workers: int, progress: Callable[[int], None]) -> None:
+    """Writes those that `folder` does not hold yet; `progress` is told of the images done, in all those."""
+    missing = [shard for shard in shards if not is_done(folder, shard)]
+    progress(sum(len(shard.items) for shard in shards) - sum(len(shard.items) for shard in missing))
+    if workers == 1 or sum(len(shard.items) for shard in missing) <= EXAMPLES_PER_SHARD:
+        for shard in missing:
+            _write_shard(folder, shard, progress)
+        return
+    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
+    done, stop = context.Value("q", 0), context.Event()
+    with ProcessPoolExecutor(workers, context, _in_worker, (done, stop)) as pool:
+        told = 0
+        pending: set[Future] = {pool.submit(_write_shard, folder, shard) for shard in missing}
+        try:
+            while pending:
+                finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                now = done.value
+                progress(now - told)
+                told = now
+                for future in finished:
+                    future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"{folder}: a worker process was killed (out of memory?); the same command continues"
+            ) from error
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+_worker: Any = None  # in a worker process: (images done by all, whether to stop)
+
+
+def _in_worker(done: Any, stop: Any) -> None:
+    global _worker
+    _worker = done, stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one tells the others
+
+
+def _told_in_worker(images: int) -> None:
+    done, stop = _worker
+    with done.get_lock():
+        done.value += images
+    if stop.is_set():
+        raise InputError("stopped")
+
+
+def _write_shard(folder: Path, shard: Shard, progress: Callable[[int], None] = _told_in_worker) -> None:
+    """Writes NAME.shard, and then NAME.npz, which says that it is whole and what is in it."""
+    file = folder / f"{shard.name}.shard"
+    counts, sums = np.zeros(len(shard.class_names), np.int64), Sums(shard.size)
+    seen = np.empty((shard.size, shard.size, 3), np.uint8)
+    skipped, num_bytes = [], 0
+    try:
+        # Compressing again would cost time, in reading too, and gain nothing for JPEGs and a tenth for raw images.
+        writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1,uncompressed")
+        try:
+            for item in shard.items:
+                try:
+                    pixels, label = _load(item, shard.size)
+                    if not 0 <= label < len(counts):
+                        raise ValueError(f"has the label {label}, which is none of the {len(counts)} classes")
+                except ValueError as error:
+                    if shard.on_error == "stop":
+                        raise InputError(f"{item.path}: {error}; --on_error=skip leaves such files out") from error
+                    skipped.append(f"{item.path}: {error}")
+                    continue
+                finally:
+                    progress(1)
+                stored = encode(pixels, shard.encoding)
+                record = _record(stored, label, item.name)
+                writer.write(record)
+                num_bytes += len(record)
+                counts[label] += 1
+                if shard.split == "train":
+                    decode(stored, shard.encoding, seen)  # as training will see it
+                    sums.add(seen)
+        finally:
+            writer.close()
+    except RuntimeError as error:  # array_record's own
+        raise InputError(f"{folder}: cannot be written ({str(error).split(';')[0]})") from error
+    with (folder / f"{shard.name}.npz.partial").open("wb") as whole:
+        np.savez(
+            whole, key=shard.key(), sha256=sha256(file), num_bytes=num_bytes, counts=counts, skipped=skipped,
+            pixels=sums.pixels, products=sums.products,
+        )  # fmt: skip
+    os.replace(folder / f"{shard.name}.npz.partial", folder / f"{shard.name}.npz")
+
+
+def _load(item: Item, size: int) -> tuple[Pixels, int]:
+    """The pixels and the label. Raises ValueError, saying what is wrong."""
+    try:
+        found = item.read()
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror or error})") from error
+    image, label = found if item.label == -1 else (found, item.label)
+    return upright_rgb(image, size), label
+
+
+def _record(image: bytes, label: int, name: str) -> bytes:
+    """An example as TFDS stores those that have `features_of`."""
+    # Built and parsed here, since TFDS, made for all features that there may be, takes 5 % of the time to prepare an
+    # image, and 15 % of the time to read one.
+    example = tf_example_pb2.Example()
+    field = example.features.feature
+    field["image"].bytes_list.value.append(image)
+    field["label"].int64_list.value.append(label)
+    field["name"].bytes_list.value.append(name.encode())
+    return example.SerializeToString(deterministic=True)  # not in the order that this process hashes the fields in
+
+
+def features_of(class_names: Sequence[str], size: int, encoding: str) -> tfds.features.FeaturesDict:
+    """What TFDS is told of an example: an image of size × size × 3, its label and the name of its file."""
+    shape = (size, size, 3)
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=shape, encoding_format="jpeg")
+            if encoding == "jpeg"
+            else tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="bytes"),
+            "label": tfds.features.ClassLabel(names=list(class_names)),
+            "name": tfds.features.Text(),
+        }
+    )
+
+
+class Records:
+    """The examples of one split as they are stored: {"image": bytes, "label": int, "name": str}, by their number."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        as_stored = tfds.decode.DeserializeMethod.RAW_BYTES
+        self._source = builder.as_data_source(split=split, deserialize_method=as_stored)
+        self._files = [(Path(part.filename), part.take) for part in builder.info.splits[split].file_instructions]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Raises InputError, naming the shard, where the record is damaged."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            field = tf_example_pb2.Example.FromString(self._source[index]).features.feature
+            return {
+                "image": field["image"].bytes_list.value[0],
+                "label": field["label"].int64_list.value[0],
+                "name": field["name"].bytes_list.value[0].decode(),
+            }
+        except Exception as error:  # array_record and protobuf raise types of their own
+            raise InputError(f"{self.place(index)}: cannot be read ({str(error).split(';')[0]})") from error
+
+    def place(self, index: int) -> str:
+        """Where a record lies, for messages: the shard, and its number in it."""
+        shard = 0
+        while index >= self._files[shard][1]:
+            index -= self._files[shard][1]
+            shard += 1
+        return f"{self._files[shard][0]}, record {index}"
+
+
+def is_done(folder: Path, shard: Shard) -> bool:
+    """Whether it was written already, from the same images, and is whole."""
+    try:
+        with np.load(folder / f"{shard.name}.npz", allow_pickle=False) as whole:
+            return str(whole["key"]) == shard.key() and str(whole["sha256"]) == sha256(folder / f"{shard.name}.shard")
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return False
+
+
+def sha256(file: Path) -> str:
+    """Of what a file holds, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Devices and hosts: who computes what, and the operations that are fastest there."""

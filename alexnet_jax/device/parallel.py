@@ -1,0 +1,166 @@
+"""Devices and hosts: who computes what, and where arrays lie. The only file that knows them.
+
+A host is one process. Each holds whole state and its part of every batch on its own devices; a step of `pmap_step` runs
+on those of all.
+"""
+
+import faulthandler
+import itertools
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Key, PyTree
+
+from alexnet_jax.config import InputError
+from alexnet_jax.device.xla import compiler_options
+
+AXIS = "batch"
+HEARTBEAT_SECONDS = 30  # without a sign of life a host counts as dead
+
+
+def start_hosts(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Joins the other processes of this run; before anything else of JAX. Empty or negative: as the cluster says.
+
+    Raises InputError where they cannot be found. From then on, a process whose partners are gone ends within a minute.
+    """
+    faulthandler.disable()  # JAX ends such a process itself, with a message; pages of tracebacks would hide it
+    try:
+        jax.distributed.initialize(
+            coordinator or None,
+            num_processes if num_processes > 0 else None,
+            process_id if process_id >= 0 else None,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        where = f"--coordinator={coordinator}" if coordinator else "--distributed"
+        raise InputError(f"{where}: the processes do not find each other ({str(error).splitlines()[0]})") from error
+
+
+def several_hosts() -> bool:
+    """Whether this process is one of several."""
+    return jax.process_count() > 1
+
+
+def is_first_host() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Until every host has come to this point."""
+    if several_hosts():
+        multihost_utils.sync_global_devices(what)
+
+
+def check_same(what: str, value: str) -> None:
+    """Raises InputError, on every host, where the hosts do not have the same `value`."""
+    found = multihost_utils.process_allgather(np.uint32(zlib.crc32(value.encode())))
+    if len(set(found.ravel().tolist())) > 1:
+        raise InputError(f"the processes differ in {what}")
+
+
+def all_devices() -> list[jax.Device]:
+    """Of all hosts, those of a host next to each other."""
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
+def own_rows(batch_size: int, devices: Sequence[jax.Device]) -> range:
+    """The rows of each batch that this host reads: those of its devices."""
+    own, of_device = _own(devices), batch_size // len(devices)
+    first = devices.index(own[0])
+    assert list(devices[first : first + len(own)]) == own
+    return range(first * of_device, (first + len(own)) * of_device)
+
+
+def pmap_step(
+    step: Callable, devices: Sequence[jax.Device], *, donate_state: bool = False, shared: int = 0
+) -> Callable:
+    """`step(state, batch)` on all devices at once: the state whole on each, the batch as `shard` cut it.
+
+    `step` may take some `shared` arguments more, whole on each device (`replicate`). What it returns must be equal on
+    every device (`mean`, `total`), and comes back without a device axis.
+    With `donate_state` the memory of the old state is used for the new one.
+    """
+    in_axes, donated = (None, 0, *[None] * shared), (0,) if donate_state else ()
+    if jax.config.values["jax_debug_nans"]:  # which JAX heeds in compiled steps at their first call only
+        on_one = jax.vmap(step, in_axes, None, axis_name=AXIS)
+
+        def operation_by_operation(*arguments: Any) -> Any:
+            with jax.disable_jit():
+                return on_one(*jax.device_get(arguments))
+
+        return operation_by_operation
+    mapped = jax.pmap(step, AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donated)
+    options = compiler_options(devices)
+    if not options or several_hosts():  # whose arrays `jit` does not take
+        return mapped
+    return jax.jit(lambda *arguments: mapped(*arguments), donate_argnums=donated, compiler_options=options)
+
+
+def mean(tree: PyTree) -> PyTree:
+    """Inside a step: the mean over the devices."""
+    if lax.axis_size(AXIS) == 1 and not jax.config.values["jax_disable_jit"]:  # `vmap` insists on a mean
+        return tree  # which XLA would copy
+    return lax.pmean(tree, AXIS)
+
+
+def total(tree: PyTree) -> PyTree:
+    """Inside a step: the sum over the devices."""
+    return lax.psum(tree, AXIS)
+
+
+def gathered(tree: PyTree) -> PyTree:
+    """Inside a step: the rows of all devices, in their order."""
+    return lax.all_gather(tree, AXIS, tiled=True)
+
+
+def image_keys(key: Key[Array, ""], images: int, *, chunk: int = 1) -> Key[Array, "{images}"]:
+    """Inside a step: one key for each of this device's images, the same for an image on any number of devices.
+
+    `chunk` images in a row of the whole batch get that of the first of them.
+    """
+    index = lax.axis_index(AXIS) * images + np.arange(images)
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(index // chunk * chunk)
+
+
+def shard(batch: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+    """Arrays (n, …) on this host → (devices, n / devices, …), one piece on each of its devices."""
+    own = _own(devices)
+    return jax.device_put(
+        jax.tree.map(lambda x: x.reshape(len(own), -1, *x.shape[1:]), batch),
+        _sharding(own, AXIS),
+    )
+
+
+def shard_ahead(batches: Iterable[PyTree], devices: Sequence[jax.Device]) -> Iterator[PyTree]:
+    """Each batch as `shard` gives it, sent before the one ahead of it is used: so the devices do not wait for it."""
+    sent = (shard(batch, devices) for batch in batches)
+    for batch, _ in itertools.pairwise(itertools.chain(sent, [None])):
+        yield batch
+
+
+def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+    """The same arrays whole on every device of this host."""
+    return jax.device_put(tree, _sharding(_own(devices)))
+
+
+def free_memory(devices: Sequence[jax.Device]) -> float:
+    """Free bytes on the fullest of the devices; infinite where they do not tell (CPUs)."""
+    told = [device.memory_stats() or {} for device in _own(devices)]
+    return min(stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0) for stats in told)
+
+
+def _own(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    return [device for device in devices if device.process_index == jax.process_index()]
+
+
+def _sharding(devices: Sequence[jax.Device], *axes: Any) -> jax.sharding.Sharding:
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))

@@ -1,0 +1,1 @@
+"""Trained networks: loading, saving, asking, averaging, beginning with one."""

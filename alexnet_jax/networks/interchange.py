@@ -1,0 +1,162 @@
+"""Networks of other frameworks: torchvision's and Caffe's AlexNet in, a state dict for PyTorch out."""
+
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jaxtyping import Float
+
+from alexnet_jax.config import Config, InputError
+from alexnet_jax.networks import caffe
+from alexnet_jax.networks.network import Trained, assembled
+from alexnet_jax.paper import model
+from alexnet_jax.paper.architectures import ARCHITECTURES, Conv, Layers, image_size, named, with_classes
+
+FORMAT = "alexnet_jax 1"  # in the metadata of our own files
+# torchvision's: its images are divided by 255 before, and then normalised with these.
+TORCHVISION_MEAN, TORCHVISION_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+TORCHVISION_NAMES = {
+    "features.0": "conv1", "features.3": "conv2", "features.6": "conv3", "features.8": "conv4", "features.10": "conv5",
+    "classifier.1": "fc6", "classifier.4": "fc7", "classifier.6": "fc8",
+}  # fmt: skip
+IMAGENET = 256  # side of the images of both
+
+
+def from_torchvision(file: str | Path, class_names: tuple[str, ...] = ()) -> Trained:
+    """torchvision's `alexnet`, from a .safetensors, or a .pth of which nothing is run (`weights_only`; needs PyTorch).
+
+    Its normalisation of the images becomes part of the first kernels and of the mean. Raises InputError.
+    """
+    file = Path(file)
+    tensors = read_safetensors(file)[0] if file.suffix == ".safetensors" else _read_pth(file)
+    known = {f"{theirs}.{part}" for theirs in TORCHVISION_NAMES for part in ("weight", "bias")}
+    if set(tensors) != known:
+        raise InputError(f"{file}: {_differing(set(tensors), known)}, for torchvision's alexnet")
+    blobs = {ours: [tensors[f"{theirs}.{part}"] for part in ("weight", "bias")] for theirs, ours in
+             TORCHVISION_NAMES.items()}  # fmt: skip
+    parameters = _from_other(file, blobs, "torchvision")
+    parameters["conv1/kernel"] = (parameters["conv1/kernel"] / (255 * TORCHVISION_STD)[:, None]).astype(np.float32)
+    mean_image = np.broadcast_to(255 * TORCHVISION_MEAN, (IMAGENET, IMAGENET, 3))
+    return _imported(file, "torchvision", parameters, mean_image, class_names)
+
+
+def from_caffe(file: str | Path, mean: str | Path, class_names: tuple[str, ...] = ()) -> Trained:
+    """`bvlc_alexnet.caffemodel`; mean: Caffe's .binaryproto of the mean image. BGR becomes RGB. Raises InputError."""
+    file = Path(file)
+    blobs = caffe.read_layers(file)
+    expected = set(named(ARCHITECTURES["caffe"]))
+    if set(blobs) != expected:
+        raise InputError(f"{file}: {_differing(set(blobs), expected)}, for bvlc_alexnet")
+    for name, of in blobs.items():
+        if len(of) != 2:
+            raise InputError(f"{file}: {name} has {len(of)} blobs, not weights and biases")
+    parameters = _from_other(file, blobs, "caffe")
+    parameters["conv1/kernel"] = parameters["conv1/kernel"][:, :, ::-1]
+    mean_image = caffe.read_mean(Path(mean))
+    if mean_image.shape != (IMAGENET, IMAGENET, 3):
+        raise InputError(f"{mean}: is a mean of {mean_image.shape[:2]} pixels, not of {IMAGENET} × {IMAGENET}")
+    return _imported(file, "caffe", parameters, mean_image, class_names)
+
+
+def to_pytorch(network: Trained) -> dict[str, Float[np.ndarray, "..."]]:
+    """The parameters as a PyTorch state dict: "conv1.weight" (out, in, height, width), "fc6.weight" (out, in), biases.
+
+    Of the first dense layer the inputs are in PyTorch's order: channel, height, width. The images it takes are ours:
+    0 to 255, RGB, minus the mean image.
+    """
+    found: dict[str, np.ndarray] = {}
+    shapes = _flattened_from(network.net.layers, network.config.crop_size)
+    for name, layer in named(network.net.layers).items():
+        kernel, bias = (np.asarray(network.params[name][part]) for part in ("kernel", "bias"))
+        if isinstance(layer, Conv):
+            weight = kernel.transpose(3, 2, 0, 1)
+        else:
+            height, width, channels = shapes.get(name, (1, 1, len(kernel)))
+            weight = kernel.reshape(height, width, channels, -1).transpose(3, 2, 0, 1).reshape(kernel.shape[1], -1)
+        found |= {f"{name}.weight": np.ascontiguousarray(weight), f"{name}.bias": bias}
+    return found
+
+
+def _from_other(file: Path, blobs: Mapping[str, list[np.ndarray]], architecture: str) -> dict[str, np.ndarray]:
+    """The parameters by our names, from weights (out, in, …) with the inputs of a dense layer in the order channel,
+    height, width.
+    """
+    found: dict[str, np.ndarray] = {}
+    layers = ARCHITECTURES[architecture]
+    shapes = _flattened_from(layers, image_size(architecture))
+    for name, layer in named(layers).items():
+        weight, bias = (np.asarray(blob, np.float32) for blob in blobs[name])
+        bias = bias.reshape(-1)
+        if isinstance(layer, Conv):
+            if weight.ndim != 4 or (not found and weight.shape[1] != 3):  # the first one is of colours
+                raise InputError(f"{file}: {name} has weights of the shape {weight.shape}, not of a convolution")
+            kernel = weight.transpose(2, 3, 1, 0)
+        else:
+            weight = weight[0, 0] if weight.shape[:-2] == (1, 1) else weight  # of Caffe's older format
+            flattened = shapes.get(name, (1, 1, *weight.shape[1:]))
+            if weight.ndim != 2 or weight.shape[1] != math.prod(flattened):
+                raise InputError(f"{file}: {name} has weights of the shape {weight.shape}, which do not fit")
+            height, width, channels = flattened
+            kernel = weight.reshape(len(weight), channels, height, width).transpose(2, 3, 1, 0).reshape(weight.T.shape)
+        found |= {f"{name}/kernel": kernel, f"{name}/bias": bias}
+    return found
+
+
+def _flattened_from(layers: Layers, crop_size: int) -> dict[str, tuple[int, ...]]:
+    """The first dense layer, and the shape (height, width, channels) of what it flattens."""
+    rows = model.summary(layers, crop_size)
+    for before, row in itertools.pairwise(rows):
+        if len(before.output_shape) == 3 and len(row.output_shape) == 1:
+            return {row.name: before.output_shape}
+    return {}
+
+
+def _imported(
+    file: Path, architecture: str, parameters: dict[str, np.ndarray], mean_image: np.ndarray, names: tuple[str, ...]
+) -> Trained:
+    outputs = len(parameters["fc8/bias"])
+    names = names or tuple(f"class {number}" for number in range(outputs))
+    if len(names) != outputs:
+        raise InputError(f"{file}: has {outputs} outputs, and {len(names)} class names are given")
+    config = Config(architecture=architecture, crop_size=image_size(architecture))
+    layers = with_classes(ARCHITECTURES[architecture], outputs)
+    return assembled(file, config, 0, names, mean_image, layers, parameters)
+
+
+def read_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata. Raises InputError where the file is damaged; nothing in it is run."""
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"{file}: is not there") from None
+    except Exception as error:  # the library has types of its own
+        raise InputError(f"{file}: is damaged, or no .safetensors ({error})") from error
+
+
+def is_ours(file: Path) -> bool:
+    """Whether `weights.save` wrote it."""
+    return file.suffix == ".safetensors" and read_safetensors(file)[1].get("format") == FORMAT
+
+
+def _read_pth(file: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(f"{file}: needs PyTorch to be read (pip install torch); a .safetensors does not") from None
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        return {str(name): tensor.numpy() for name, tensor in state.items()}
+    except FileNotFoundError:
+        raise InputError(f"{file}: is not there") from None
+    except Exception as error:  # PyTorch raises many types, some with pages of advice to run what is in it
+        raise InputError(f"{file}: is damaged, or holds other things than tensors ({type(error).__name__})") from error
+
+
+def _differing(found: set[str], expected: set[str]) -> str:
+    kinds = {"is missing": expected - found, "is one too many": found - expected}
+    return "; ".join(f"{', '.join(sorted(names)[:3])} {what}" for what, names in kinds.items() if names)

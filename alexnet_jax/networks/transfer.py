@@ -1,0 +1,73 @@
+"""§6: a network that begins with the parameters of another, trained on other images."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
+
+from alexnet_jax.config import Config, InputError
+from alexnet_jax.data.datasets import Dataset
+from alexnet_jax.networks import network as trained
+from alexnet_jax.paper.architectures import named
+from alexnet_jax.paper.model import AlexNet
+from alexnet_jax.paper.train_state import init_params
+from alexnet_jax.runs import log as runlog
+
+
+class Origin(NamedTuple):
+    """Another network, whose parameters are taken over. taken, new: names, as "conv1/kernel". values: of the taken;
+    none where the run has a checkpoint of its own.
+    """
+
+    name: str
+    taken: list[str]
+    new: list[str]
+    values: Mapping[str, np.ndarray]
+
+    def into(self, params: PyTree) -> PyTree:
+        """The parameters with these in their places."""
+        return unflatten_dict({**flatten_dict(params, sep="/"), **self.values}, sep="/")
+
+    def keep(self, workdir: Path) -> None:
+        """Tells what is taken over, and keeps it in the workdir, for when the run is continued."""
+        if self.values:
+            facts = {"from": self.name, "taken": self.taken, "new": self.new}
+            runlog.write_whole(workdir / runlog.ORIGIN, json.dumps(facts, indent=1) + "\n")
+            print(f"{self.name}: {', '.join(self.taken)}; new: {', '.join(self.new) or 'none'}", flush=True)
+
+
+def find_origin(config: Config, workdir: Path, net: AlexNet, dataset: Dataset) -> Origin:
+    """What the config says is to be taken over (`init_from`): every parameter whose name and shape agree; but the last
+    layer only where its classes are the same.
+
+    Raises InputError where none agrees, or a layer that is to be frozen is not among them.
+    """
+    if not config.init_from:
+        if config.frozen_layers:
+            raise InputError(f"--frozen_layers={','.join(config.frozen_layers)}: needs --init_from")
+        return Origin("", [], [], {})
+    taken = runlog.taken_over(workdir)
+    if taken and any((workdir / "checkpoints").glob("[0-9]*")):
+        return Origin(config.init_from, taken, [], {})
+    try:
+        origin = trained.load(config.init_from)
+    except InputError as error:
+        raise InputError(f"--init_from={config.init_from}: {error}") from error
+    own = flatten_dict(jax.eval_shape(lambda: init_params(net, jax.random.key(0), config.crop_size)), sep="/")
+    theirs = flatten_dict(origin.params, sep="/")
+    last = f"{[*named(origin.net.layers)][-1]}/"
+    if origin.class_names[: len(dataset.class_names)] != dataset.class_names:
+        theirs = {name: value for name, value in theirs.items() if not name.startswith(last)}
+    taken = [name for name in own if name in theirs and theirs[name].shape == own[name].shape]
+    if not taken:
+        raise InputError(f"--init_from={config.init_from}: none of its parameters has the name and shape of one here")
+    for layer in config.frozen_layers:
+        if not {f"{layer}/kernel", f"{layer}/bias"} <= set(taken):
+            raise InputError(f"--frozen_layers={layer}: is not taken over from {config.init_from}")
+    values = {name: np.asarray(theirs[name]) for name in taken}
+    return Origin(f"{origin.workdir}, step {origin.step}", taken, [name for name in own if name not in values], values)

@@ -1,0 +1,129 @@
+"""§3: the one network that walks any table of layers."""
+
+import contextlib
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from alexnet_jax.paper.architectures import ARCHITECTURES as ARCHITECTURES  # also to be found here
+from alexnet_jax.paper.architectures import PAPER, Conv, Dense, Layers, Local, check, named
+from alexnet_jax.paper.augment import image_keys
+from alexnet_jax.paper.layers import add_bias
+
+
+class _Layer(nn.Module):
+    """The parameters of one layer (`kernel`, `bias`), and its computation."""
+
+    layer: Conv | Local | Dense
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, key: Array | None) -> Array:
+        layer = self.layer
+        kernel = self.param("kernel", nn.initializers.normal(layer.std), layer.kernel_shape(x.shape), jnp.float32)
+        bias = self.param("bias", nn.initializers.constant(layer.bias), layer.bias_shape(x.shape), jnp.float32)
+        x = add_bias(layer(x, kernel.astype(self.dtype)), bias.astype(self.dtype))
+        for number, step in enumerate(layer.then):
+            x = step(x, _fold_in(key, number)) if _is_random(step) else step(x)
+        return x
+
+
+class AlexNet(nn.Module):
+    """The network of a table of layers.
+
+    `init(key, images, train=False)` gives {"params": {"conv1": {"kernel", "bias"}, …}}, in float32.
+    `apply({"params": …}, images, train=…, key=…)` gives logits, shape (n, classes), float32 or wider.
+
+    layers: the table; an impossible one raises ValueError here, which names the layer. dtype: in which to compute.
+    """
+
+    layers: Layers = PAPER
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        check(self.layers)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "n height width 3"], *, train: bool, key: Key[Array, "*batch"] | None = None
+    ) -> Float[Array, "n classes"]:
+        """Logits of mean-subtracted images on the scale of 0-255. Training needs `key`, one or one an image.
+
+        Raises ValueError, naming the layer, where the images are too small for the table.
+        """
+        if train and key is None:
+            raise ValueError("AlexNet needs key=… where train=True: dropout is random")
+        keys = image_keys(key, len(images)) if train and key is not None else None
+        x = images.astype(self.dtype)
+        for number, (name, layer) in enumerate(named(self.layers).items()):
+            with _naming(name, images.shape):
+                x = _Layer(layer, self.dtype, name=name)(x, _fold_in(keys, number))
+        return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+@contextlib.contextmanager
+def _naming(name: str, shape: tuple[int, ...]) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}, where an image has {shape[1]}×{shape[2]}") from error
+
+
+def _is_random(step: Callable) -> bool:
+    return "key" in inspect.signature(step).parameters
+
+
+def _fold_in(keys: Array | None, number: int) -> Array | None:
+    return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def activations(net: AlexNet, variables: Any, images: Float[Array, "n height width 3"]) -> dict[str, Array]:
+    """The output of each layer after its last step, by name, in test mode."""
+    _, state = net.apply(
+        variables, images, train=False, capture_intermediates=lambda module, _: isinstance(module, _Layer)
+    )
+    return {name: state["intermediates"][name]["__call__"][0] for name in named(net.layers)}
+
+
+class LayerSummary(NamedTuple):
+    """One row of `summary`. neurons: outputs of the layer before pooling, as §3.5 counts them."""
+
+    name: str
+    output_shape: tuple[int, ...]
+    neurons: int
+    parameters: int
+    multiply_adds: int
+
+
+def summary(layers: Layers, image_size: int = 224) -> list[LayerSummary]:
+    """One row a layer for one image of `image_size`²: shape after the layer's last step, parameters, multiply-adds.
+
+    Nothing of the network is computed. Raises ValueError, naming the layer, where the table is impossible or the image
+    too small.
+    """
+    check(layers)
+    rows = []
+    image: tuple[int, ...] = (1, image_size, image_size, 3)
+    shape = image
+    for name, layer in named(layers).items():
+        with _naming(name, image):
+            kernel, bias = layer.kernel_shape(shape), layer.bias_shape(shape)
+            out = shape = _shape(layer, shape, kernel)
+            for step in layer.then:
+                shape = _shape(functools.partial(step, key=None) if _is_random(step) else step, shape)
+        weights, positions = math.prod(kernel), math.prod(out[1:-1])
+        multiply_adds = weights * (positions if isinstance(layer, Conv) else 1)  # whose weights are used at each place
+        rows.append(LayerSummary(name, shape[1:], positions * out[-1], weights + math.prod(bias), multiply_adds))
+    return rows
+
+
+def _shape(function: Callable, *shapes: tuple[int, ...]) -> tuple[int, ...]:
+    return jax.eval_shape(function, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).shape

@@ -1,0 +1,241 @@
+"""ImageNet's tars, CIFAR-10's archives and TFDS data sets, as their owners publish them."""
+
+import io
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from conftest import picture
+from PIL import Image
+
+from alexnet_jax import prepare
+from alexnet_jax.config import InputError
+from alexnet_jax.data import archives
+from alexnet_jax.data.datasets import open_dataset
+
+
+def run(source, output, **options):
+    prepare.prepare(prepare.Options(source=(str(source),), output=str(output), workers=1, **options))
+    return open_dataset(str(output))
+
+
+def refused(message, source, output, **options):
+    with pytest.raises(InputError, match=message) as caught:
+        run(source, output, **options)
+    assert "\n" not in str(caught.value)
+    assert not os.path.exists(output)
+
+
+def tar_of(members, file, mode="w"):
+    with tarfile.open(file, mode) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def encoded(image, format="JPEG"):
+    file = io.BytesIO()
+    image.save(file, format)
+    return file.getvalue()
+
+
+# ImageNet
+
+SYNSETS = ("n01440764", "n01751748", "n02105855")  # 1751748 and 2105855: of validation images 1 and 3
+KINDS = {  # as in the real set: most are colour JPEGs, some grey or CMYK, and one is a PNG by another name
+    "colour": lambda image: encoded(image),
+    "grey": lambda image: encoded(image.convert("L")),
+    "cmyk": lambda image: encoded(image.convert("CMYK")),
+    "png": lambda image: encoded(image, "PNG"),
+}
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    """Fake ILSVRC tars of three synsets; each image's brightest channel is its class."""
+    folder = tmp_path / "ILSVRC2012"
+    folder.mkdir()
+
+    def image(label, number, kind):
+        return KINDS[kind](Image.fromarray(picture(label, number, 80)[:60]))
+
+    train = []
+    for label, synset in enumerate(SYNSETS):
+        inner = io.BytesIO()
+        with tarfile.open(fileobj=inner, mode="w") as archive:
+            for number, kind in enumerate(KINDS):
+                data = image(label, number, kind)
+                info = tarfile.TarInfo(f"{synset}_{number}.JPEG")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+        train.append((f"{synset}.tar", inner.getvalue()))
+    tar_of(train, folder / archives.IMAGENET[0])
+    validation = [(f"ILSVRC2012_val_0000000{n}.JPEG", image(n % 3, n, "colour")) for n in (1, 2, 3)]
+    tar_of(validation, folder / archives.IMAGENET[1])
+    return folder
+
+
+def test_imagenets_tars_come_back_with_their_labels_and_names(imagenet, tmp_path, capsys):
+    dataset = run(imagenet, tmp_path / "out", size=32)
+    assert dataset.class_names == SYNSETS
+    builder = tfds.builder_from_directory(tmp_path / "out")
+    train = list(builder.as_data_source(split="train"))
+    assert [example["name"].decode() for example in train] == [
+        f"{synset}/{synset}_{number}.JPEG" for synset in SYNSETS for number in range(4)
+    ]
+    for number, example in enumerate(train):
+        assert example["label"] == number // 4
+        if number % 4 != 1:  # the grey one
+            assert example["image"].mean((0, 1)).argmax() == number // 4
+    validation = [(e["name"].decode(), SYNSETS[e["label"]]) for e in builder.as_data_source(split="validation")]
+    # The labels of tensorflow-datasets; the second image is of a synset that these tars do not have.
+    assert validation == [("ILSVRC2012_val_00000001.JPEG", "n01751748"), ("ILSVRC2012_val_00000003.JPEG", "n02105855")]
+    assert "3 of the 1,000 synsets" in capsys.readouterr().out
+
+
+def test_imagenets_labels_are_whole():
+    labels, synsets = archives._lines("validation_labels.txt"), archives._lines("labels.txt")
+    assert (len(labels), len(synsets)) == (50_000, 1000)
+    assert {labels.count(synset) for synset in synsets[:20]} == {50}
+
+
+def test_imagenet_tars_that_are_amiss(imagenet, tmp_path):
+    train, validation = (imagenet / name for name in archives.IMAGENET)
+    whole = train.read_bytes()
+    train.write_bytes(whole[: len(whole) // 2])
+    refused(f"--source={imagenet}: cannot be read", imagenet, tmp_path / "out")
+    tar_of([("n00000000.tar", b"")], train)
+    refused(r"n00000000\.tar: no synset of ILSVRC-2012", imagenet, tmp_path / "out")
+    train.write_bytes(whole)
+    tar_of([("ILSVRC2012_val_00050001.JPEG", b"")], validation)
+    refused("00050001.JPEG: no validation image of ILSVRC-2012", imagenet, tmp_path / "out")
+    validation.unlink()
+    refused(r"ILSVRC2012_img_val\.tar: is missing", imagenet, tmp_path / "out")
+
+
+# CIFAR-10
+
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def cifar_batches(images=4):
+    rng = np.random.default_rng(0)
+    return {
+        name: (rng.integers(0, 10, images).tolist(), rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8))
+        for name in (*archives.CIFAR10_TRAIN, archives.CIFAR10_TEST)
+    }
+
+
+def cifar_files(kind, batches):
+    """As the two archives hold them: planes of red, green and blue."""
+    files = {"readme.html": b"about"}
+    for name, (labels, images) in batches.items():
+        planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+        if kind == "binary":
+            files[f"{name}.bin"] = np.concatenate([np.array(labels, np.uint8)[:, None], planes], 1).tobytes()
+        else:
+            files[name] = pickle.dumps({b"batch_label": b"one", b"labels": labels, b"data": planes}, protocol=2)
+    if kind == "binary":
+        files["batches.meta.txt"] = "\n".join(NAMES).encode() + b"\n\n"
+    else:
+        files["batches.meta"] = pickle.dumps({b"label_names": [name.encode() for name in NAMES]}, protocol=2)
+    return files
+
+
+@pytest.mark.parametrize("kind", ["python", "binary"])
+@pytest.mark.parametrize("form", ["archive", "folder"])
+def test_cifar10_comes_back_pixel_for_pixel(tmp_path, kind, form):
+    batches = cifar_batches()
+    # Every class at least once.
+    batches["data_batch_1"] = (list(range(10)), np.random.default_rng(1).integers(0, 256, (10, 32, 32, 3), np.uint8))
+    files = cifar_files(kind, batches)
+    if form == "archive":
+        source = tmp_path / f"cifar-10-{kind}.tar.gz"
+        tar_of([(f"cifar-10-batches/{name}", data) for name, data in files.items()], source, "w:gz")
+    else:
+        source = tmp_path / "cifar"
+        source.mkdir()
+        for name, data in files.items():
+            (source / name).write_bytes(data)
+    dataset = run(source, tmp_path / "out")
+    assert (dataset.class_names, dataset.size, dataset.encoding) == (NAMES, 32, "raw")
+    for split, names in (("train", archives.CIFAR10_TRAIN), ("validation", [archives.CIFAR10_TEST])):
+        labels = [label for name in names for label in batches[name][0]]
+        images = np.concatenate([batches[name][1] for name in names])
+        stored = list(tfds.builder_from_directory(tmp_path / "out").as_data_source(split=split))
+        assert [example["label"] for example in stored] == labels
+        np.testing.assert_array_equal(np.stack([example["image"] for example in stored]), images)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil",)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("data_batch_3", pickle.dumps(Evil()), "a pickle that asks for posix.system"),
+        ("data_batch_3", pickle.dumps([1]), "a pickle of something else"),
+        ("data_batch_3", b"\x80\x02}q", "pickle data was truncated"),
+        ("data_batch_3", pickle.dumps({b"data": np.zeros((2, 5), np.uint8), b"labels": [0, 1]}), "other arrays than"),
+        ("data_batch_3", None, "data_batch_3 is missing"),
+    ],
+)
+def test_a_cifar10_archive_that_is_amiss(tmp_path, monkeypatch, name, data, message):
+    monkeypatch.chdir(tmp_path)
+    files = {**cifar_files("python", cifar_batches()), name: data}
+    source = tmp_path / "cifar-10-python.tar.gz"
+    tar_of([(f"cifar/{name}", data) for name, data in files.items() if data is not None], source, "w:gz")
+    refused(message, source, tmp_path / "out")
+    assert not Path("evil").exists()
+
+
+def test_a_cifar10_batch_that_is_not_whole(tmp_path):
+    files = cifar_files("binary", cifar_batches())
+    files["test_batch.bin"] = files["test_batch.bin"][:-1]
+    tar_of(files.items(), tmp_path / "cifar-10-binary.tar.gz", "w:gz")
+    refused(r"test_batch\.bin is not whole", tmp_path / "cifar-10-binary.tar.gz", tmp_path / "out")
+
+
+# TFDS
+
+
+def test_a_tfds_data_set_prepared_elsewhere(tmp_path):
+    """Written by TFDS's own writer, with images of their own sizes, by a name and version."""
+    from tensorflow_datasets.core import dataset_info, sequential_writer
+
+    folder = tmp_path / "data" / "flowers" / "1.2.0"
+    folder.mkdir(parents=True)
+    features = {
+        "image": tfds.features.Image(encoding_format="png"),
+        "label": tfds.features.ClassLabel(names=["a", "b"]),
+    }
+    identity = dataset_info.DatasetIdentity(
+        name="flowers", version=tfds.core.Version("1.2.0"), data_dir=str(folder), module_name=__name__
+    )
+    writer = sequential_writer.SequentialWriter(
+        tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(features)), 100,
+        file_format="array_record",
+    )  # fmt: skip
+    writer.initialize_splits(["train", "test"])
+    images = [picture(number % 2, number, 20 + number)[:18] for number in range(9)]
+    examples = [{"image": encoded(Image.fromarray(p), "PNG"), "label": n % 2} for n, p in enumerate(images)]
+    writer.add_examples({"train": examples[:6], "test": examples[6:]})
+    writer.close_all()
+
+    dataset = run("tfds:flowers", tmp_path / "out", size=16, data_dir=str(tmp_path / "data"))
+    assert dataset.class_names == ("a", "b")
+    labels = {split: [example["label"] for example in records] for split, records in dataset.splits.items()}
+    assert labels == {"train": [0, 1] * 3, "validation": [0, 1, 0]}
+    for example in tfds.builder_from_directory(tmp_path / "out").as_data_source(split="train"):
+        assert example["image"].mean((0, 1)).argmax() == example["label"]
+    refused(
+        "--source=tfds:birds: no array_record data set of labelled images in",
+        "tfds:birds", tmp_path / "none", data_dir=str(tmp_path / "data"),
+    )  # fmt: skip

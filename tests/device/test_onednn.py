@@ -1,0 +1,77 @@
+"""oneDNN's convolution, which users of a CPU have by default; the other tests, with a compilation cache, use XLA's."""
+
+import itertools
+import platform
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import pytest
+from conftest import without_compilation_cache
+from hypothesis import example, given
+from hypothesis import strategies as st
+from test_layers import anything, check_gradients, conv2d_gradients, normal
+
+from alexnet_jax.device import onednn
+from alexnet_jax.paper import layers
+
+
+@pytest.fixture(autouse=True, scope="module")
+def has_convolution():
+    with without_compilation_cache():
+        if not onednn.has_convolution():
+            assert (jaxlib.__version__, platform.machine()) not in itertools.product(onednn._TRIED, ["x86_64"])
+            pytest.skip("this jaxlib has no convolution of oneDNN")
+        yield
+    assert not onednn.has_convolution()
+
+
+def program(*arguments, **options):
+    return jax.jit(lambda x, kernel: layers.conv2d(x, kernel, **options)).lower(*arguments).as_text()
+
+
+@anything
+@given(
+    st.integers(1, 4), st.integers(1, 3), st.integers(0, 4), st.integers(0, 4), st.integers(1, 3), st.integers(1, 4),
+    st.integers(1, 4), st.integers(0, 5), st.integers(0, 5), st.integers(0, 99),
+)  # fmt: skip
+@example(5, 1, 2, 2, 2, 24, 16, 8, 8, 0)  # conv2, in small
+@example(3, 1, 1, 1, 2, 32, 48, 10, 10, 0)  # conv4
+def test_convolution_and_its_gradients(window, stride, low, high, groups, channels, features, more, wider, seed):
+    x = normal(seed, 2, window + more, window + wider, groups * channels)
+    kernel = normal(seed + 1, window, window, channels, groups * features)
+    options = {"stride": stride, "padding": (low, high), "groups": groups}
+    assert "onednn" in program(x, kernel, **options)
+    check_gradients(lambda x, kernel: layers.conv2d(x, kernel, **options), conv2d_gradients(**options), x, kernel)
+
+
+def test_other_types_are_given_to_xla():
+    for dtype in (jnp.bfloat16, jnp.float16):
+        assert "onednn" not in program(jnp.ones((1, 5, 5, 2), dtype), jnp.ones((3, 3, 2, 4), dtype))
+
+
+def test_images_one_by_one_and_none():
+    x, kernel = jnp.array(normal(0, 4, 2, 7, 7, 6)), jnp.array(normal(1, 3, 3, 6, 5))
+    together = layers.conv2d(x.reshape(8, 7, 7, 6), kernel)
+    one_by_one = jax.vmap(lambda x: layers.conv2d(x, kernel))(x)
+    np.testing.assert_allclose(one_by_one.reshape(together.shape), together, rtol=1e-5, atol=1e-5)
+    assert layers.conv2d(x[0, :0], kernel).shape == (0, 5, 5, 5)
+
+
+def test_gradients_of_gradients():
+    """Along v, of Σ (x ∗ kernel)²: 2 · (v ∗ kernel) transposed, by XLA's convolution."""
+    x, v = jnp.array(normal(0, 2, 2, 7, 7, 6))
+    kernel = jnp.array(normal(1, 3, 3, 6, 5))
+
+    def along(convolve):
+        of_square = jax.grad(lambda x: jnp.sum(convolve(x) ** 2))
+        return jax.grad(lambda x: jnp.vdot(of_square(x), v))(x)
+
+    found = along(lambda x: layers.conv2d(x, kernel, padding=(1, 1)))
+    expected = along(
+        lambda x: jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

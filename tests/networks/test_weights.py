@@ -1,0 +1,467 @@
+"""Networks in one file, and from and to other frameworks."""
+
+import dataclasses
+import functools
+import json
+import os
+import pickle
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import CROP, TINY
+
+from alexnet_jax import command, train, weights
+from alexnet_jax.config import Config, InputError
+from alexnet_jax.networks import caffe, interchange
+from alexnet_jax.networks import network as trained
+from alexnet_jax.paper.architectures import ARCHITECTURES, CAFFE, PAPER, TORCHVISION, with_column
+from alexnet_jax.paper.model import AlexNet
+from alexnet_jax.paper.train_state import init_params
+
+WIDTHS = (8, 12, 16, 12, 8, 24, 20, 7)
+IMAGES = np.random.default_rng(1).integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """The same tables at widths that tests can afford."""
+    for name, layers in {"caffe": CAFFE, "torchvision": TORCHVISION, "paper": PAPER}.items():
+        monkeypatch.setitem(ARCHITECTURES, name, with_column(layers, features=WIDTHS))
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+
+
+def logits(network, images):
+    return np.asarray(network.make_logits()(network.params, jnp.asarray(images)))
+
+
+def oihw(layers, crop_size, scale=1.0):
+    """Random weights and biases by layer, in the order of PyTorch and Caffe."""
+    like = jax.eval_shape(lambda: init_params(AlexNet(layers), jax.random.key(0), crop_size))
+    rng = np.random.default_rng(0)
+    found = {}
+    for name, of in like.items():
+        shape = of["kernel"].shape
+        inputs = int(np.prod(shape[:-1]))
+        weight = rng.normal(size=(shape[-1], *((shape[2], *shape[:2]) if len(shape) == 4 else (inputs,))))
+        found[name] = [
+            (scale * weight * (2 / inputs) ** 0.5).astype(np.float32),
+            rng.normal(size=shape[-1]).astype(np.float32),
+        ]
+    return found
+
+
+def torchvision_tensors():
+    ours = oihw(ARCHITECTURES["torchvision"], 224)
+    return {
+        f"{theirs}.{part}": tensor
+        for theirs, name in interchange.TORCHVISION_NAMES.items()
+        for part, tensor in zip(("weight", "bias"), ours[name], strict=True)
+    }
+
+
+def test_a_saved_network_is_the_same_network(prepared, tmp_path, monkeypatch):
+    config = Config(architecture="tiny", dataset=str(prepared), crop_size=CROP, batch_size=16, epochs=1.0)
+    run, file = tmp_path / "run", tmp_path / "a.safetensors"
+    train.train_and_evaluate(config, run, devices=jax.devices()[:1])
+    before = weights.read(weights.Options(source=str(run), output="a.safetensors"))
+    errors = weights.known_errors(before)
+    assert errors["top1_error"] == json.loads((run / "result.json").read_text())["top1_error"]
+    assert weights.known_errors(dataclasses.replace(before, step=1)) == {}
+    weights.save(before, file, errors)
+    after = trained.load(file)
+    images = np.random.default_rng(0).integers(0, 256, (5, before.size, before.size, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(after.make_probabilities()(images), before.make_probabilities()(images))
+    assert (after.class_names, after.step) == (before.class_names, before.step)
+    card = json.loads(interchange.read_safetensors(file)[1]["card"])
+    assert card["errors"] == errors
+    assert {"versions", "commit"} <= set(card)
+    with pytest.raises(InputError, match="holds one network and has no checkpoint '7'"):
+        trained.load(file, "7")
+    _converts_a_run_as_the_flags_say(run, prepared, tmp_path, monkeypatch)
+    # It is a beginning for another run.
+    other = tmp_path / "other"
+    train.train_and_evaluate(
+        Config(architecture="tiny", dataset=str(prepared), crop_size=CROP, batch_size=16, epochs=0.4,
+               init_from=str(file), taken_rate_scale=0.0),
+        other, devices=jax.devices()[:1],
+    )  # fmt: skip
+    np.testing.assert_array_equal(trained.load(other).params["conv1"]["kernel"], before.params["conv1"]["kernel"])
+
+
+def _converts_a_run_as_the_flags_say(run, prepared, tmp_path, monkeypatch):
+    def convert(output, **flags):
+        monkeypatch.setattr(command, "given_flags", lambda _: {"source": str(run), "output": str(output), **flags})
+        weights._convert()
+        return output
+
+    card = interchange.read_safetensors(convert(tmp_path / "own.safetensors"))[1]["card"]
+    assert str(prepared) not in card  # a path of the user's machine
+    assert json.loads(card)["errors"]["examples"] == 23
+    assert set(safetensors.numpy.load_file(convert(tmp_path / "torch.safetensors", pytorch=True))) == {
+        f"{layer}.{part}" for layer in ("conv1", "conv2", "fc3", "fc4") for part in ("weight", "bias")
+    }
+    views = []
+    monkeypatch.setattr(weights, "program", lambda network, **flags: views.append(flags["views"]) or b"")
+    convert(tmp_path / "program.jax", views=10)
+    assert views == [10]
+    with pytest.raises(InputError, match="has no checkpoint '7'"):
+        convert(tmp_path / "seventh.safetensors", checkpoint="7")
+    with pytest.raises(InputError, match=r"--classes=names.txt is for another framework's network; .*run has its own"):
+        convert(tmp_path / "named.safetensors", classes="names.txt")
+
+
+@pytest.mark.parametrize("kind", ["caffe", "torchvision"])
+def test_the_classes_are_numbered_or_named_by_a_file(tmp_path, kind):
+    file, mean, _, _ = caffe_files(tmp_path)
+    options = weights.Options(source=str(file), output="a.safetensors", mean=str(mean))
+    if kind == "torchvision":
+        file = tmp_path / "torchvision.safetensors"
+        safetensors.numpy.save_file(torchvision_tensors(), file)
+        options = weights.Options(source=str(file), output="a.safetensors")
+    assert weights.read(options).class_names[:2] == ("class 0", "class 1")
+    names = tuple(f"kind {number}" for number in range(7))
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    options = dataclasses.replace(options, classes=str(tmp_path / "names.txt"))
+    assert weights.read(options).class_names == names
+    (tmp_path / "names.txt").write_bytes(b"\xff\n" * 7)
+    with pytest.raises(InputError, match=r"names.txt: is no text in UTF-8"):
+        weights.read(options)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"output": "a.safetensors"}, "are needed"),
+        ({"source": "run", "output": "a.pth"}, r"--output=a\.pth: must end in"),
+        ({"source": "run", "output": "a.jax", "views": 3}, "--views=3: must be 1 or 10"),
+        ({"source": "run", "output": "a.jax", "pytorch": True}, r"--pytorch writes a \.safetensors"),
+        ({"source": "run", "output": "a.safetensors", "views": 10}, "--views=10 is of a program"),
+        ({"source": ".", "output": "a.safetensors", "mean": "m"}, r"--mean=m is for a \.caffemodel"),
+        ({"source": __file__, "output": "a.safetensors", "checkpoint": "7"}, "--checkpoint=7 is for a run's folder"),
+    ],
+)
+def test_flags_that_would_do_nothing_or_harm_are_refused(flags, message):
+    with pytest.raises(InputError, match=message):
+        weights.read(weights.Options(**flags))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_torchvision_has_the_outputs_of_pytorch(tmp_path, kind):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
+    nn = torch.nn
+    tensors = torchvision_tensors()
+    file = tmp_path / f"alexnet.{kind}"
+    state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    safetensors.numpy.save_file(tensors, file) if kind == "safetensors" else torch.save(state, file)
+    network = interchange.from_torchvision(file)
+    # torchvision/models/alexnet.py
+    c, d = WIDTHS[:5], WIDTHS[5:]
+    module = nn.Module()
+    module.features = nn.Sequential(
+        nn.Conv2d(3, c[0], 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(c[0], c[1], 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(c[1], c[2], 3, padding=1), nn.ReLU(), nn.Conv2d(c[2], c[3], 3, padding=1), nn.ReLU(),
+        nn.Conv2d(c[3], c[4], 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
+    )  # fmt: skip
+    module.classifier = nn.Sequential(
+        nn.Dropout(), nn.Linear(c[4] * 36, d[0]), nn.ReLU(), nn.Dropout(), nn.Linear(d[0], d[1]), nn.ReLU(),
+        nn.Linear(d[1], d[2]),
+    )  # fmt: skip
+    module.load_state_dict(state)
+    module.double().eval()
+    # The transforms of its weights: the centre of 224, to [0, 1], normalised.
+    scaled = IMAGES[:, 16:240, 16:240].astype(np.float64) / 255
+    scaled = (scaled - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    with torch.no_grad():
+        expected = module.classifier(module.features(torch.from_numpy(scaled.transpose(0, 3, 1, 2))).flatten(1))
+    found = logits(network, IMAGES)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5 * np.abs(expected.numpy()).max())
+
+
+def field(number, content):
+    """A field of a protocol buffer with a length, as the format's description has it."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def varint(value):
+    head = b""
+    while value > 127:
+        head, value = head + bytes([value & 127 | 128]), value >> 7
+    return head + bytes([value])
+
+
+def blob(values, old):
+    data = field(5, values.astype("<f4").tobytes())
+    if not old:
+        return field(7, field(1, b"".join(map(varint, values.shape)))) + data
+    shape = (1,) * (4 - values.ndim) + values.shape
+    return b"".join(varint(number << 3) + varint(length) for number, length in enumerate(shape, start=1)) + data
+
+
+def caffemodel(blobs, old):
+    """With layers that have no weights, and fields that the reader does not know, as in a real one."""
+    layer, name, blobs_at = (2, 4, 6) if old else (100, 1, 7)
+    content = field(1, b"AlexNet") + field(layer, field(name, b"data") + varint(5 << 3) + varint(1))
+    for of, arrays in blobs.items():
+        content += field(layer, field(name, of.encode()) + b"".join(field(blobs_at, blob(a, old)) for a in arrays))
+    return content
+
+
+def caffe_files(tmp_path, old=False, mean=(256, 256)):
+    tmp_path.mkdir(exist_ok=True)
+    blobs = oihw(ARCHITECTURES["caffe"], 227, scale=0.5)
+    image = np.random.default_rng(2).uniform(90, 130, (3, *mean)).astype(np.float32)  # BGR
+    file, mean_file = tmp_path / "bvlc.caffemodel", tmp_path / "mean.binaryproto"
+    file.write_bytes(caffemodel(blobs, old))
+    mean_file.write_bytes(blob(image[None], old=True))
+    return file, mean_file, blobs, image
+
+
+def prototxt(widths):
+    """The deploy.prototxt of bvlc_alexnet, with other widths."""
+    text = 'name: "AlexNet" input: "data" input_shape { dim: 3 dim: 3 dim: 227 dim: 227 }\n'
+    bottom = "data"
+
+    def layer(name, kind, settings, inplace=False):
+        nonlocal text, bottom
+        top = bottom if inplace else name
+        text += f'layer {{ name: "{name}" type: "{kind}" bottom: "{bottom}" top: "{top}" {settings} }}\n'
+        bottom = top
+
+    convolutions = ("kernel_size: 11 stride: 4", "kernel_size: 5 pad: 2 group: 2", "kernel_size: 3 pad: 1")
+    convolutions += ("kernel_size: 3 pad: 1 group: 2",) * 2
+    for number, (width, window) in enumerate(zip(widths, convolutions, strict=False), start=1):
+        layer(f"conv{number}", "Convolution", f"convolution_param {{ num_output: {width} {window} }}")
+        layer(f"relu{number}", "ReLU", "", inplace=True)
+        if number in (1, 2):
+            layer(f"norm{number}", "LRN", "lrn_param { local_size: 5 alpha: 0.0001 beta: 0.75 }")
+        if number in (1, 2, 5):
+            layer(f"pool{number}", "Pooling", "pooling_param { pool: MAX kernel_size: 3 stride: 2 }")
+    for number, width in enumerate(widths[5:], start=6):
+        layer(f"fc{number}", "InnerProduct", f"inner_product_param {{ num_output: {width} }}")
+        if number < 8:
+            layer(f"relu{number}", "ReLU", "", inplace=True)
+            layer(f"drop{number}", "Dropout", "dropout_param { dropout_ratio: 0.5 }", inplace=True)
+    return text
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_caffe_has_the_outputs_of_opencvs_reader(tmp_path, old):
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed; the extra [parity] brings it")
+    file, mean_file, _, mean = caffe_files(tmp_path, old)
+    network = interchange.from_caffe(file, mean_file)
+    (tmp_path / "deploy.prototxt").write_text(prototxt(WIDTHS))
+    reader = cv2.dnn.readNetFromCaffe(str(tmp_path / "deploy.prototxt"), str(file))
+    # What Caffe is given: BGR minus its mean, the centre of 227.
+    images = (IMAGES[..., ::-1].transpose(0, 3, 1, 2) - mean)[:, :, 14:241, 14:241]
+    reader.setInput(np.ascontiguousarray(images))
+    expected = reader.forward("fc8")
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(logits(network, IMAGES), expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+def test_what_goes_to_pytorch_has_equal_outputs_in_the_module_of_the_docs(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
+    monkeypatch.setitem(ARCHITECTURES, "paper", PAPER)
+    page = (Path(__file__).parents[2] / "docs" / "other_frameworks.md").read_text()
+    names = {}
+    (module,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "nn.Module" in block)
+    exec(module, names)
+    net = AlexNet(PAPER)
+    params = jax.tree.map(lambda leaf: 2 * leaf, init_params(net, jax.random.key(0), 224))  # livelier than at first
+    mean = np.full((256, 256, 3), 120.0)
+    network = trained.Trained(
+        tmp_path, 0, Config(architecture="paper", crop_size=224), ("a",) * 1000, mean, net, params
+    )
+    module = names["AlexNet"]()
+    module.load_state_dict({name: torch.tensor(array) for name, array in interchange.to_pytorch(network).items()})
+    images = torch.from_numpy(IMAGES[:2, 16:240, 16:240].astype(np.float32).transpose(0, 3, 1, 2)) - 120
+    with torch.no_grad():
+        expected = module(images).numpy()
+    found = logits(network, IMAGES[:2])
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+class Malicious:
+    def __reduce__(self):
+        return (Path("ran").touch, ())
+
+
+def bad_safetensors(tmp_path):
+    tensors = torchvision_tensors()
+    names = sorted(tensors)
+    file = tmp_path / "a.safetensors"
+    whole = safetensors.numpy.save(tensors)
+    yield "is not there", lambda: interchange.from_torchvision(file)
+    for content, message in (
+        (whole[: len(whole) // 2], "is damaged"),
+        (struct.pack("<Q", 10**10) + b"{}", "is damaged"),
+        (b"", "is damaged"),
+        (safetensors.numpy.save({**tensors, "more": np.zeros(2)}), "more is one too many"),
+        (safetensors.numpy.save({name: tensors[name] for name in names[1:]}), f"{names[0]} is missing"),
+        (safetensors.numpy.save({**tensors, "features.3.weight": np.zeros((12, 8, 3, 3), np.float32)}),
+         r"conv2/kernel has the shape \(3, 3, 8, 12\), where \(5, 5, 8, 12\) is expected"),
+        (safetensors.numpy.save({**tensors, "classifier.4.bias": np.full(20, np.nan, np.float32)}),
+         "fc7/bias is not finite"),
+        (safetensors.numpy.save({**tensors, "classifier.1.weight": np.zeros((24, 5), np.float32)}), "fc6 has weights"),
+        (safetensors.numpy.save({**tensors, "features.0.weight": np.zeros((8, 1, 11, 11), np.float32)}),
+         r"conv1 has weights of the shape \(8, 1, 11, 11\), not of a convolution"),
+        (safetensors.numpy.save({**tensors, "classifier.4.weight": np.zeros((), np.float32)}), "fc7 has weights"),
+        (safetensors.numpy.save({**tensors, "classifier.4.weight": np.zeros((20, 0), np.float32)}),
+         r"fc7/kernel has the shape \(0, 20\)"),
+        (safetensors.numpy.save({**tensors, "classifier.6.bias": np.zeros(0, np.float32)}), "cannot be built|fc8"),
+    ):  # fmt: skip
+        file.write_bytes(content)
+        yield message, functools.partial(interchange.from_torchvision, file)
+    file.write_bytes(whole)
+    yield "was not written by alexnet_jax.weights", lambda: trained.load(file)
+    yield "has 7 outputs, and 1 class names", lambda: interchange.from_torchvision(file, ("a",))
+    file.write_bytes(safetensors.numpy.save({"a": np.zeros(1)}, {"format": interchange.FORMAT, "card": "{}"}))
+    yield "its card cannot be read", lambda: trained.load(file)
+    yield from bad_cards(tmp_path)
+    pickled = tmp_path / "a.pth"
+    for content in (pickle.dumps({"features.0.weight": Malicious()}), b"no pickle", b""):
+        pickled.write_bytes(content)
+        yield "holds other things than tensors|needs PyTorch", lambda: interchange.from_torchvision(pickled)
+    model, mean, blobs, _ = caffe_files(tmp_path)
+    whole = model.read_bytes()
+    for content, message in (
+        (whole[:-100], "is damaged"),
+        (varint(100 << 3 | 2) + varint(10**10) + b"abc", "is damaged"),
+        (b"", "is missing"),
+        (caffemodel({**blobs, "fc9": blobs["fc8"]}, old=False), "fc9 is one too many"),
+        (caffemodel({**blobs, "fc8": blobs["fc8"][:1]}, old=False), "fc8 has 1 blobs"),
+        (caffemodel({**blobs, "conv1": blobs["fc8"]}, old=False), "conv1 has weights of the shape"),
+        (whole.replace(field(1, b"".join(map(varint, (24, 288)))), field(1, b"".join(map(varint, (24, 289))))),
+         r"6912 numbers where the shape is \(24, 289\)"),
+    ):  # fmt: skip
+        model.write_bytes(content)
+        yield message, functools.partial(interchange.from_caffe, model, mean)
+    model.write_bytes(whole)
+    yield "is not there", lambda: weights.read(weights.Options(source="none.pth", output="a.safetensors"))
+    yield "needs --mean", lambda: weights.read(weights.Options(source=str(model), output="a.safetensors"))
+    mean.write_bytes(blob(np.zeros((1, 1, 5, 5), np.float32), old=True))
+    yield "holds no colour image", lambda: interchange.from_caffe(model, mean)
+    for content, message in (
+        (np.zeros((1, 3, 5, 5), np.float32), "is a mean of"),
+        (np.zeros((2, 3, 256, 256), np.float32), "holds no colour image"),
+        (np.full((1, 3, 256, 256), np.nan, np.float32), "holds numbers that are not finite"),
+    ):
+        mean.write_bytes(blob(content, old=True))
+        yield message, lambda: interchange.from_caffe(model, mean)
+    for shape, count in (((-1, -6912), 6912), ((2**32, 2**32), 0)):
+        lengths = b"".join(varint(length & 2**64 - 1) for length in shape)
+        values = field(5, np.zeros(count, "<f4").tobytes())
+        model.write_bytes(field(100, field(1, b"fc6") + field(7, field(7, field(1, lengths)) + values)))
+        yield "numbers where the shape is", lambda: interchange.from_caffe(model, mean)
+
+
+def bad_cards(tmp_path):
+    """Files of ours, which something else has written."""
+    network = interchange.from_caffe(*caffe_files(tmp_path / "good")[:2])
+    file = tmp_path / "ours.safetensors"
+    weights.save(network, file)
+    tensors, metadata = interchange.read_safetensors(file)
+    card = json.loads(metadata["card"])
+    for changes, message in (
+        ({"config": []}, "its card cannot be read"),
+        ({"config": None}, "its card cannot be read"),
+        ({"config": {**card["config"], "crop_size": "x"}}, "cannot be read|cannot be built"),
+        ({"config": {**card["config"], "crop_size": 8}}, "its network cannot be built"),
+        ({"config": {**card["config"], "crop_size": 259}}, "mean_image of 256 pixels is smaller than crops of 259"),
+        ({"class_names": []}, "its network cannot be built"),
+    ):
+        changed = {**metadata, "card": json.dumps({**card, **changes})}
+        file.write_bytes(safetensors.numpy.save(tensors, changed))
+        yield message, lambda: trained.load(file)
+    for mean, message in (
+        (np.zeros((5, 5)), "mean_image is missing, or no square colour image"),
+        (np.zeros((256, 255, 3)), "mean_image is missing, or no square colour image"),
+        (np.full((256, 256, 3), np.nan), "mean_image is not finite"),
+    ):
+        file.write_bytes(safetensors.numpy.save({**tensors, "mean_image": mean}, metadata))
+        yield message, lambda: trained.load(file)
+
+
+def test_a_bad_file_is_named_and_nothing_in_it_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = 0
+    for message, read in bad_safetensors(tmp_path):
+        with pytest.raises(InputError, match=rf"^\S+\.\w+: .*({message})"):
+            read()
+        seen += 1
+    assert seen > 35
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_length_of_ten_gigabytes_takes_no_memory(tmp_path):
+    file = tmp_path / "a.caffemodel"
+    file.write_bytes(varint(100 << 3 | 2) + varint(10**10) + b"abc")
+    with pytest.raises(InputError, match="is damaged"):
+        caffe.read_layers(file)
+
+
+def test_the_command_converts_and_what_it_wrote_predicts(tmp_path):
+    file, mean, _, _ = caffe_files(tmp_path)
+    card = safetensors.numpy.save({"a": np.zeros(1)}, {"format": interchange.FORMAT, "card": '{"config": []}'})
+    (tmp_path / "a.safetensors").write_bytes(card)  # in a process of its own, where types are not checked
+    for source, message in (
+        (file, "needs --mean=FILE, the .binaryproto that comes with it"),
+        (tmp_path / "a.safetensors", "its card cannot be read ('list' object has no attribute 'items')"),
+    ):
+        process = subprocess.run(
+            [sys.executable, "-m", "alexnet_jax.weights", f"--source={source}", "--output=b.safetensors"],
+            capture_output=True, text=True, cwd=tmp_path,
+        )  # fmt: skip
+        assert (process.returncode, process.stderr) == (2, f"error: {source}: {message}\n")
+    names = tuple(f"kind {number}" for number in range(7))
+    network = interchange.from_caffe(file, mean, names)
+    weights.save(network, tmp_path / "b.safetensors")
+    again = trained.load(tmp_path / "b.safetensors")
+    assert again.class_names == names
+    np.testing.assert_array_equal(again.make_probabilities()(IMAGES), network.make_probabilities()(IMAGES))
+
+
+@pytest.mark.slow
+def test_a_program_runs_without_this_package_on_any_number_of_images(tmp_path):
+    file, mean, _, _ = caffe_files(tmp_path)
+    network = interchange.from_caffe(file, mean)
+    expected = np.asarray(network.make_probabilities()(IMAGES))
+    expected_of_ten = np.asarray(network.make_probabilities(views=10)(IMAGES))
+    # In a process of its own, where shapes are not checked: they are symbols.
+    script = f"""
+from pathlib import Path
+from alexnet_jax.networks import interchange
+from alexnet_jax.runs import log as runlog
+from alexnet_jax import weights
+from alexnet_jax.paper.architectures import ARCHITECTURES, with_column
+ARCHITECTURES["caffe"] = with_column(ARCHITECTURES["caffe"], features={WIDTHS})
+network = interchange.from_caffe("bvlc.caffemodel", "mean.binaryproto")
+runlog.write_whole(Path("alexnet.jax"), weights.program(network))
+runlog.write_whole(Path("ten.jax"), weights.program(network, views=10))
+"""
+    # As users run it: with a cache of compiled programs oneDNN, which cannot be exported, is left out anyway.
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, env=environment)
+    ten = jax.export.deserialize(bytearray((tmp_path / "ten.jax").read_bytes()))
+    assert set(ten.platforms) == {"cpu", "cuda", "rocm", "tpu"}
+    np.testing.assert_allclose(ten.call(IMAGES), expected_of_ten, rtol=1e-5, atol=1e-6)
+    page = (Path(__file__).parents[2] / "docs" / "other_frameworks.md").read_text()
+    example = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "deserialize" in block)
+    assert "alexnet_jax" not in example
+    np.save(tmp_path / "images.npy", IMAGES)
+    for count in (1, 3):
+        lines = [*example.splitlines(), f"np.save('found.npy', program.call(np.load('images.npy')[:{count}]))"]
+        subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=tmp_path, check=True, capture_output=True)
+        np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected[:count], rtol=1e-5, atol=1e-6)

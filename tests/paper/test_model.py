@@ -1,0 +1,146 @@
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CROP, TINY
+
+from alexnet_jax.paper import model
+from alexnet_jax.paper.architectures import PAPER, Conv, Dense, Local, dropout, lrn, pool
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+import cifar
+
+
+def init(layers, size=CROP):
+    net = model.AlexNet(layers)
+    return net, net.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False)
+
+
+def test_parameters_have_the_fields_names_and_shapes():
+    net = model.AlexNet()
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))["params"]
+    assert {name: layer["kernel"].shape for name, layer in shapes.items()} == {
+        "conv1": (11, 11, 3, 96),
+        "conv2": (5, 5, 48, 256),
+        "conv3": (3, 3, 256, 384),
+        "conv4": (3, 3, 192, 384),
+        "conv5": (3, 3, 192, 256),
+        "fc6": (9216, 4096),
+        "fc7": (4096, 4096),
+        "fc8": (4096, 1000),
+    }
+    assert all(layer["bias"].shape == layer["kernel"].shape[-1:] for layer in shapes.values())
+
+
+def test_initialisation_follows_the_table():
+    _, variables = init((Conv(64, 11, std=0.03, bias=1.0), Dense(10)))
+    kernel, bias = variables["params"]["conv1"]["kernel"], variables["params"]["conv1"]["bias"]
+    assert np.std(kernel) == pytest.approx(0.03, rel=0.02)
+    assert np.mean(kernel) == pytest.approx(0, abs=0.001)
+    np.testing.assert_array_equal(bias, np.ones(64))
+    assert np.std(variables["params"]["fc2"]["kernel"]) == pytest.approx(0.01, rel=0.02)
+
+
+def test_the_network_is_its_table():
+    """The same as the operations written out by hand."""
+    net, variables = init(TINY)
+    x = 50 * jax.random.normal(jax.random.key(1), (2, CROP, CROP, 3))
+    p = variables["params"]
+    conv = jax.lax.conv_general_dilated
+    form = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    y = conv(x, p["conv1"]["kernel"], (2, 2), ((0, 1), (0, 1)), **form) + p["conv1"]["bias"][None, None, None]
+    y = pool(lrn(jax.nn.relu(y)))
+    y = (
+        conv(y, p["conv2"]["kernel"], (1, 1), "SAME", feature_group_count=2, **form)
+        + p["conv2"]["bias"][None, None, None]
+    )
+    y = pool(jax.nn.relu(y)).reshape(2, -1)
+    y = 0.5 * jax.nn.relu(y @ p["fc3"]["kernel"] + p["fc3"]["bias"][None])
+    y = y @ p["fc4"]["kernel"] + p["fc4"]["bias"][None]
+    np.testing.assert_allclose(net.apply(variables, x, train=False), y, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_acts_in_training_only_and_follows_the_key():
+    net, variables = init(TINY)
+    x = 50 * jax.random.normal(jax.random.key(1), (4, CROP, CROP, 3))
+    first, again, other = (net.apply(variables, x, train=True, key=jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    test = net.apply(variables, x, train=False)
+    np.testing.assert_array_equal(test, net.apply(variables, x, train=False, key=jax.random.key(5)))
+    with pytest.raises(ValueError, match="key="):
+        net.apply(variables, x, train=True)
+
+
+def test_each_layer_drops_others():
+    """Two layers that pass on all but what dropout takes: a quarter is left; one mask for both would leave a half."""
+    net = model.AlexNet((Dense(300, then=(dropout,)), Dense(300, then=(dropout,))))
+    layer = {"kernel": jnp.eye(300), "bias": jnp.zeros(300)}
+    out = net.apply(
+        {"params": {"fc1": layer, "fc2": layer}}, jnp.ones((40, 10, 10, 3)), train=True, key=jax.random.key(0)
+    )
+    assert np.mean(out) == pytest.approx(0.25, abs=0.02)
+
+
+def test_computes_in_bfloat16_with_float32_parameters_and_logits():
+    net, variables = init(TINY)
+    low = model.AlexNet(TINY, dtype=jnp.bfloat16)
+    x = 50 * jax.random.normal(jax.random.key(1), (4, CROP, CROP, 3))
+    logits = low.apply(variables, x, train=False)
+    assert logits.dtype == jnp.float32
+    reference = net.apply(variables, x, train=False)
+    assert 0 < np.abs(logits - reference).max() < 0.05 * np.abs(reference).max()
+
+
+def test_activations_are_the_outputs_of_each_layers_last_step():
+    net, variables = init(TINY)
+    x = 50 * jax.random.normal(jax.random.key(1), (4, CROP, CROP, 3))
+    outputs = model.activations(net, variables, x)
+    shapes = {row.name: row.output_shape for row in model.summary(TINY, CROP)}
+    assert {name: out.shape[1:] for name, out in outputs.items()} == shapes
+    np.testing.assert_array_equal(outputs["fc4"], net.apply(variables, x, train=False))
+    last = outputs["fc3"] @ variables["params"]["fc4"]["kernel"] + variables["params"]["fc4"]["bias"][None]
+    np.testing.assert_allclose(outputs["fc4"], last, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (30, "conv2: 2×2 is smaller than a pooling window of 3, where an image has 30×30"),
+        (6, "conv1: 9×9, padded, is smaller than a window of 11, where an image has 6×6"),
+    ],
+)
+def test_an_image_too_small_for_the_table_names_the_layer(size, message):
+    with pytest.raises(ValueError, match=message):
+        model.summary(PAPER, size)
+    with pytest.raises(ValueError, match=message):
+        model.AlexNet().init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False)
+
+
+def test_a_locally_connected_layer_has_weights_and_biases_of_each_place():
+    table = (Conv(4, 3, padding=1, std=0.1), Local(6, 3, std=0.1, bias=0.5, then=(pool,)), Dense(2, std=0.1))
+    local = model.summary(table, 11)[1]
+    assert (local.name, local.output_shape) == ("local2", (4, 4, 6))
+    assert local.parameters == 9 * 9 * (3 * 3 * 4 * 6 + 6)
+    assert local.multiply_adds == 9 * 9 * 3 * 3 * 4 * 6
+    net, variables = init(table, 11)
+    params = variables["params"]["local2"]
+    assert (params["kernel"].shape, params["bias"].shape) == ((9, 9, 3, 3, 4, 6), (9, 9, 6))
+    np.testing.assert_array_equal(params["bias"], np.full((9, 9, 6), 0.5))
+    x = jax.random.normal(jax.random.key(1), (2, 11, 11, 3))
+    gradient = jax.grad(lambda variables: net.apply(variables, x, train=False).sum())(variables)
+    assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, variables)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+    with pytest.raises(ValueError, match="local2: its window of 3 does not fit, where an image has 2×2"):
+        model.summary(table, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "parameters"),
+    [("THREE_CONV", 32, 89_578), ("THREE_CONV_TWO_DENSE", 32, 145_578), ("CONV_LOCAL", 24, 1_116_490)],
+)
+def test_the_networks_of_2012_for_cifar10_have_their_recorded_numbers_of_parameters(name, size, parameters):
+    assert sum(row.parameters for row in model.summary(getattr(cifar, name), size)) == parameters

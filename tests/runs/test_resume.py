@@ -1,0 +1,53 @@
+"""Killed at any moment, a run ends with the numbers of one that was left alone. And what stops a run by itself."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from alexnet_jax.runs import log as runlog
+
+KILLS = Path(__file__).parents[2] / "experiments" / "kills.py"
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_is_bit_for_bit_the_run_that_was_not():
+    command = [sys.executable, str(KILLS), "--kills=20", "--no_log"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stdout + process.stderr
+    last = process.stdout.splitlines()[-1]
+    found = re.fullmatch(
+        r"20 kills, (\d+) in a checkpoint, 0 torn, \d+ steps: state equal True, lines equal True", last
+    )
+    assert found, process.stdout
+    assert int(found[1]) >= 3
+
+
+def test_a_read_that_hangs_for_ever_ends_the_run(tmp_path, prepared):
+    program = (
+        "import threading\n"
+        "from alexnet_jax.data import input_pipeline\nfrom alexnet_jax import main\n"
+        "from alexnet_jax.paper.architectures import ARCHITECTURES, Conv, Dense, relu\n"
+        "ARCHITECTURES['small'] = Conv(8, 5, then=(relu,)), Dense(3)\n"
+        "input_pipeline._load = lambda *_: threading.Event().wait(60)\n"
+        "main.main()"
+    )
+    flags = [f"--workdir={tmp_path}", f"--dataset={prepared}", "--architecture=small", "--crop_size=32"]
+    command = [sys.executable, "-c", program, *flags, "--batch_size=16", "--stall_timeout=1"]
+    began = time.monotonic()
+    process = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert time.monotonic() - began < 40
+    assert process.returncode == 2
+    assert f"error: {prepared}: no batch was read in 1 s (--stall_timeout)" in process.stderr
+
+
+def test_lines_after_one_that_was_cut_by_a_power_failure_are_not_there(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    assert runlog.read_metrics(file) == []
+    file.write_bytes(b'{"step": 1}\n{"step": 2}\n\0\0\xff{"st\n{"step": 4}\n')
+    assert runlog.read_metrics(file) == [{"step": 1}, {"step": 2}]
+    file.write_text('{"step": 1}\n{"step": 2')
+    assert runlog.read_metrics(file) == [{"step": 1}]
