@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from alexnet_jax import __version__
 from alexnet_jax.config import InputError
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
@@ -37,6 +38,9 @@ _PARSERS: Mapping[Any, flags.ArgumentParser] = {
     tuple[float, ...]: _Floats(),
     tuple[str, ...]: _Strings(),
 }
+
+
+flags.DEFINE_boolean("version", False, "the version of alexnet_jax, and end", module_name=sys.argv[0])
 
 
 def define_flags(options: type, presets: Mapping[str, Any] | None = None) -> None:
@@ -86,10 +90,13 @@ def run(main: Callable[..., None], doc: str, *, takes_files: bool = False) -> No
             _fail(str(error))
         except SystemExit:  # --help, which absl counts as a failure
             sys.exit(0)
+        if flags.FLAGS["version"].value:
+            print(f"alexnet_jax {__version__}")
+            sys.exit(0)
         if rest[1:] and not takes_files:
             _fail(f"{rest[1]}: not a flag; flags are written --name=value")
         if flags.FLAGS["verbosity"].using_default_value:
-            # Below that orbax tells each of its steps, and prints pages before the error that it raises.
+            # Below that orbax reports each of its steps, and prints pages before the error that it raises.
             flags.FLAGS.verbosity = logging.FATAL  # type: ignore[assignment]
         return rest
 

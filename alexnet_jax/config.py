@@ -1,9 +1,16 @@
-"""Config: everything that decides the numbers of a run, and how it is run, flat and frozen; and the presets."""
+"""Config: how a network is trained, flat and frozen; the presets; and the names of the architectures. No JAX."""
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
+
+# Of architectures.ARCHITECTURES, for --help, which waits for no import.
+ARCHITECTURE_NAMES = (
+    "paper", "original", "one_gpu", "no_normalization", "non_overlapping_pooling", "six_conv", "caffe", "torchvision",
+    "demo",
+)  # fmt: skip
 
 
 class InputError(ValueError):
@@ -54,6 +61,18 @@ def _problem(number: float, minimum: float | None, above: float | None, below: f
     return None
 
 
+def one_of(names: Iterable[str]) -> str:
+    """For help texts and messages: "one of a, b, c"."""
+    return f"one of {', '.join(names)}"
+
+
+def check_choice(flag: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises InputError where a flag's value is none of the choices."""
+    choices = [*choices]
+    if value not in choices:
+        raise InputError(f"--{flag}={value}: must be {one_of(map(str, choices))}")
+
+
 def in_steps(interval: int | str, steps_per_epoch: Fraction) -> Fraction:
     """An interval, which is in steps, as 100, or in epochs, as "0.5epochs". Raises ValueError where it is none."""
     number, epochs, rest = str(interval).partition("epoch")
@@ -68,33 +87,45 @@ def in_steps(interval: int | str, steps_per_epoch: Fraction) -> Fraction:
     return steps
 
 
-def is_due(step: int, every: Fraction) -> bool:
-    """Whether it is the first step after which a multiple of `every` steps has been done."""
-    return step // every > (step - 1) // every
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """When a run logs, evaluates and saves, in steps; at its last step it does all three."""
+
+    log: Fraction
+    evaluate: Fraction
+    checkpoint: Fraction
+    last: int
+
+    @classmethod
+    def of(cls, config: "Config", steps_per_epoch: Fraction) -> "Intervals":
+        """Those of a run of this config."""
+        log, evaluate, checkpoint = (
+            in_steps(interval, steps_per_epoch)
+            for interval in (config.log_every, config.evaluate_every, config.checkpoint_every)
+        )
+        return cls(log, evaluate, checkpoint, max(1, round(config.epochs * float(steps_per_epoch))))
+
+    def due(self, step: int, every: Fraction) -> bool:
+        """Whether it is the last step, or the first one after which a multiple of `every` steps has been done."""
+        return step == self.last or step // every > (step - 1) // every
+
+
+CACHES, PRECISIONS = ("none", "device"), ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run. Each field is also a flag of `main`; its help text below is the flag's.
+    """How a network is trained. Each field is also a flag of `main`; its help text below is the flag's.
 
     Raises InputError for an impossible value.
     """
 
-    architecture: str = option(
-        "demo", "table of layers: paper, original, one_gpu, no_normalization, non_overlapping_pooling, six_conv, "
-        "caffe, torchvision or demo"
-    )  # fmt: skip
-    dataset: str = option("shapes", "a folder that alexnet_jax.prepare wrote, or the built-in data set 'shapes'")
     cache: str = option(
         "none", "device: read the training images once and keep them on each device; none: read each batch. The "
         "results are the same", decides=False,
     )  # fmt: skip
     cache_budget: float = option(4.0, "gigabytes on each device that --cache=device may take", above=0, decides=False)
-    num_classes: int = option(0, "outputs of the last layer; 0: as many as the data set has classes", minimum=0)
-    crop_size: int = option(
-        0, "side of the patch that the network sees, in pixels (§4.1); 0: the architecture's own, 224 (caffe: 227)",
-        minimum=0,
-    )  # fmt: skip
+    crop_size: int = option(224, "side of the patch that the network sees, in pixels (§4.1)", minimum=1)
     reflect: bool = option(True, "whether images are mirrored at random (§4.1)")
     crop_to_edge: bool = option(False, "whether patches reach the bottom and right edge: 33 × 33 places, not 32 × 32")
     crop_chunk: int = option(1, "images in a row that share one patch and one reflection", minimum=1)
@@ -160,9 +191,8 @@ class Config:
 
     def __post_init__(self):
         check_bounds(self)
-        for name, choices in {"cache": ("none", "device"), "precision": ("float32", "bfloat16")}.items():
-            if getattr(self, name) not in choices:
-                raise InputError(f"--{name}={getattr(self, name)}: must be {' or '.join(choices)}")
+        for name, choices in {"cache": CACHES, "precision": PRECISIONS}.items():
+            check_choice(name, getattr(self, name), choices)
         for name in ("log_every", "evaluate_every", "checkpoint_every"):
             try:
                 in_steps(getattr(self, name), Fraction(1))
@@ -196,12 +226,11 @@ class Config:
 
 PRESETS: dict[str, Config] = {
     # Minutes on a laptop's CPU.
-    "demo": Config(architecture="demo", batch_size=32, epochs=4.0, learning_rate_drops=(3.0,)),
+    "demo": Config(batch_size=32, epochs=4.0, learning_rate_drops=(3.0,)),
     # As the text says. Where it is silent: five evaluations (epochs) without improvement are "stopped improving".
-    "paper": Config(architecture="paper", epochs=90.0, plateau_patience=5),
+    "paper": Config(epochs=90.0, plateau_patience=5),
     # As the code of 2012 ran its net 145, by the epochs in its log.
     "original": Config(
-        architecture="original",
         crop_to_edge=True,
         crop_chunk=32,
         center_mean=True,

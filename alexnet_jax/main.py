@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_jax import command
-from alexnet_jax.config import PRESETS, Config, InputError, check_bounds, option
+from alexnet_jax.config import (
+    ARCHITECTURE_NAMES,
+    PRESETS,
+    Config,
+    InputError,
+    check_bounds,
+    check_choice,
+    one_of,
+    option,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +37,10 @@ class Options:
         "", "folder of the run: made where it is missing, continued where it is not; to evaluate: one or several, "
         "comma-separated, or answers.npz of earlier evaluations",
     )  # fmt: skip
-    preset: str = option("demo", f"settings to start from: {' or '.join(PRESETS)}")
-
+    preset: str = option("demo", f"settings to start from: {one_of(PRESETS)}")
+    architecture: str = option("", f"the network: {one_of(ARCHITECTURE_NAMES)}; none: that of the preset's name")
+    dataset: str = option("shapes", "a folder that alexnet_jax.prepare wrote, or the built-in data set 'shapes'")
+    num_classes: int = option(0, "outputs of the last layer; 0: as many as the data set has classes", minimum=0)
     mode: str = option("train", "train, and evaluate at the end; or evaluate: only that, of runs that are there")
     views: int = option(1, "to evaluate: 1, the centre of each image, or 10, as in §4.1")
     checkpoint: str = option("latest", "to evaluate: which of the run's: latest, best, or the number of a step")
@@ -58,12 +69,10 @@ class Options:
         check_bounds(self)
         if not self.workdir:
             raise InputError("--workdir=DIR is needed: the folder of the run")
-        if self.mode not in ("train", "evaluate"):
-            raise InputError(f"--mode={self.mode}: must be train or evaluate")
-        if self.views not in (1, 10):
-            raise InputError(f"--views={self.views}: must be 1 or 10")
-        if self.preset not in PRESETS:
-            raise InputError(f"--preset={self.preset}: unknown; there are {', '.join(PRESETS)}")
+        check_choice("mode", self.mode, ("train", "evaluate"))
+        check_choice("views", self.views, (1, 10))
+        check_choice("preset", self.preset, PRESETS)
+        check_choice("architecture", self.architecture or self.preset, ARCHITECTURE_NAMES)
         if self.coordinator and not 0 <= self.process_id < self.num_processes:
             raise InputError(
                 f"--coordinator={self.coordinator}: needs --num_processes and --process_id, which is from 0 to one less"
@@ -83,7 +92,7 @@ def main() -> None:
 
 def _run() -> None:
     options = Options(**command.given_flags(Options))
-    given = command.given_flags(Config)
+    given, named = command.given_flags(Config), command.given_flags(Options)
     config = dataclasses.replace(PRESETS[options.preset], **given)
     # Here, so that --help and bad flags do not wait for it.
     import jax
@@ -91,13 +100,13 @@ def _run() -> None:
     if options.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", options.compilation_cache)
     if options.mode == "evaluate":
-        _evaluate(options, **given)
+        _evaluate(options, named.get("dataset", ""), **given)
     else:
         jax.config.update("jax_debug_nans", options.debug_nans)
-        _train(options, config)
+        _train(options, config, has_crop_size="crop_size" in given)
 
 
-def _evaluate(options: Options, *, dataset: str = "", batch_size: int = 128, **others: Any) -> None:
+def _evaluate(options: Options, dataset: str, *, batch_size: int = 128, **others: Any) -> None:
     from alexnet_jax.networks.ensemble import evaluate_networks
 
     if others:
@@ -112,13 +121,23 @@ def _evaluate(options: Options, *, dataset: str = "", batch_size: int = 128, **o
     )  # fmt: skip
 
 
-def _train(options: Options, config: Config) -> None:
+def _train(options: Options, config: Config, *, has_crop_size: bool) -> None:
+    from alexnet_jax.data.datasets import open_dataset
     from alexnet_jax.device import parallel
-    from alexnet_jax.train import train_and_evaluate
+    from alexnet_jax.paper.architectures import ARCHITECTURES, CAFFE_IMAGE_SIZE
+    from alexnet_jax.paper.table import with_classes
+    from alexnet_jax.train import fit
 
     if options.distributed or options.coordinator:
         parallel.start_hosts(options.coordinator, options.num_processes, options.process_id)
-    train_and_evaluate(config, options.workdir)
+    name = options.architecture or options.preset
+    if name == "caffe" and not has_crop_size:
+        config = dataclasses.replace(config, crop_size=CAFFE_IMAGE_SIZE)
+    dataset = open_dataset(options.dataset)
+    classes = len(dataset.class_names)
+    if options.num_classes and options.num_classes < classes:
+        raise InputError(f"--num_classes={options.num_classes}: {dataset.path} has {classes} classes")
+    fit(with_classes(ARCHITECTURES[name], options.num_classes or classes), dataset, config, options.workdir)
 
 
 if __name__ == "__main__":

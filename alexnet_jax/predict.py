@@ -1,4 +1,4 @@
-"""Says what a trained network sees in pictures: its five likeliest classes, with their probabilities.
+"""Predicts what pictures show with a trained network: its five likeliest classes, with their probabilities.
 
   python -m alexnet_jax.predict --workdir=DIR photo.jpg more/*.png folder
   python -m alexnet_jax.predict --workdir=DIR --views=10 --figure=seen.png photo.jpg
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from alexnet_jax import command
-from alexnet_jax.config import InputError, check_bounds, option
+from alexnet_jax.config import InputError, check_bounds, check_choice, option
 from alexnet_jax.data.images import Pixels, read_file
 
 if TYPE_CHECKING:
@@ -35,17 +35,16 @@ class Options:
     workdir: str = option("", "folder of the run that trained the network")
     checkpoint: str = option("latest", "which of its checkpoints: latest, best, or the number of a step")
     views: int = option(1, "1: the centre of the picture; 10: averaged over corners, centre and their mirror images")
-    top: int = option(5, "how many classes are told", minimum=1)
+    top: int = option(5, "how many classes are shown", minimum=1)
     json: bool = option(False, "one line of JSON for each picture")
     figure: str = option("", "a .png, .pdf or .svg of the pictures (400 at most) and answers, as in Figure 4")
-    maps: str = option("", "with --figure and one picture: draw what the kernels of this layer make of it, as conv1")
+    maps: str = option("", "with --figure and one picture: draw its feature maps of this name, as conv1 or conv1:relu")
 
     def __post_init__(self):
         check_bounds(self)
         if not self.workdir:
             raise InputError("--workdir=DIR is needed: the folder of a run")
-        if self.views not in (1, 10):
-            raise InputError(f"--views={self.views}: must be 1 or 10")
+        check_choice("views", self.views, (1, 10))
         if self.maps and not self.figure:
             raise InputError(f"--maps={self.maps}: needs --figure=FILE")
         if self.figure and Path(self.figure).suffix.lower() not in FIGURES:
@@ -82,7 +81,6 @@ def predictions(
     """What a network sees in each file; for one that cannot be read, an InputError that names it."""
     from alexnet_jax.paper.evaluate import likeliest  # here, as below
 
-    probabilities = network.make_probabilities(views=views)
     for start in range(0, len(files), BATCH):
         images = np.zeros((min(BATCH, len(files)), network.size, network.size, 3), np.uint8)
         batch = files[start : start + BATCH]
@@ -90,7 +88,7 @@ def predictions(
         for image, pixels in zip(images, read, strict=False):
             if not isinstance(pixels, InputError):
                 image[...] = pixels
-        rows = np.asarray(probabilities(images))[: len(batch)]
+        rows = np.asarray(network.probabilities(images, views=views))[: len(batch)]
         for file, pixels, row in zip(batch, read, rows, strict=True):
             if isinstance(pixels, InputError):
                 yield pixels
@@ -134,11 +132,11 @@ def _predict(arguments: Sequence[str]) -> None:
         raise InputError(f"{arguments[0]}: there is no file in it")
     # Here, so that --help and bad flags do not wait for it.
     from alexnet_jax import figures
-    from alexnet_jax.networks import network as trained
+    from alexnet_jax.networks.loading import load
 
     if options.maps and len(files) > 1:
         raise InputError(f"--maps={options.maps}: takes one picture, not {len(files)}")
-    network = trained.load(options.workdir, options.checkpoint)
+    network = load(options.workdir, options.checkpoint)
     seen: list[Prediction] = []
     failed = 0
     for prediction in predictions(network, files, views=options.views, top=options.top):
@@ -161,15 +159,11 @@ def _predict(arguments: Sequence[str]) -> None:
 
 
 def _draw_maps(network: "Trained", seen: Prediction, options: Options) -> None:
-    import jax.numpy as jnp
-
     from alexnet_jax import figures
-    from alexnet_jax.networks.layer_outputs import make_features
 
-    of_images = make_features(network, options.maps)
-    maps = np.asarray(of_images(network.params, jnp.asarray(seen.pixels[None])))[0]
+    maps = network.features(seen.pixels[None], [options.maps])[options.maps][0]
     if maps.ndim != 3:
-        raise InputError(f"--maps={options.maps}: is a dense layer, which has no maps")
+        raise InputError(f"--maps={options.maps}: is of a dense layer, which has no maps")
     figures.save_activations(seen.pixels, maps, options.maps, Path(options.figure).expanduser())
 
 

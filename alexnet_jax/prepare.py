@@ -22,9 +22,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from alexnet_jax import command
-from alexnet_jax.config import InputError, check_bounds, option
-from alexnet_jax.data import archives, datasets, shards
-from alexnet_jax.data.sources import list_files, sort_files
+from alexnet_jax.config import InputError, check_bounds, check_choice, one_of, option
+from alexnet_jax.data.images import ENCODINGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +38,9 @@ class Options:
         0.1, "of each class, for validation, where the source has no validation part", above=0, below=1
     )
     seed: int = option(0, "of the choice of these validation images", minimum=0)
-    encoding: str = option("", "how images are stored: jpeg, or raw (several times larger); none: jpeg (CIFAR-10: raw)")
+    encoding: str = option(
+        "", f"how images are stored: {one_of(ENCODINGS)} (raw: several times larger); none: jpeg (CIFAR-10: raw)"
+    )
     on_error: str = option("stop", "what to do about an image that cannot be read: stop, or skip and list it")
     workers: int = option(0, "processes; 0: one for each core", minimum=0)
     verify: str = option("", "a prepared data set to check against its manifest, instead of preparing one")
@@ -50,9 +51,8 @@ class Options:
             raise InputError(f"--size={self.size}: must be at least 8, or 0")
         if not self.verify and not (self.source and self.output):
             raise InputError("--source=PATH and --output=DIR are needed")
-        for name, choices in (("on_error", ("stop", "skip")), ("encoding", ("", *shards.ENCODINGS))):
-            if getattr(self, name) not in choices:
-                raise InputError(f"--{name}={getattr(self, name)}: must be {' or '.join(filter(None, choices))}")
+        check_choice("on_error", self.on_error, ("stop", "skip"))
+        check_choice("encoding", self.encoding or "jpeg", ENCODINGS)
 
 
 def prepare(options: Options) -> None:
@@ -69,6 +69,9 @@ def prepare(options: Options) -> None:
 
 
 def _prepare(options: Options, output: Path, scratch: Path) -> None:
+    from alexnet_jax.data import archives, datasets, shards  # here, so that --help and bad flags do not wait for it
+    from alexnet_jax.data.sources import list_files, sort_files
+
     source = archives.recognised(options.source[0], options.data_dir, scratch) if len(options.source) == 1 else None
     if source is None:
         files = [file for path in options.source for file in list_files(path, scratch)]
@@ -92,6 +95,8 @@ def _prepare(options: Options, output: Path, scratch: Path) -> None:
 
 def verify(path: str) -> None:
     """Checks a prepared data set, file by file. Raises InputError naming the first that is amiss."""
+    from alexnet_jax.data import datasets  # here, as above
+
     manifest = datasets.verify(Path(path).expanduser())
     images = {split: sum(of_class.values()) for split, of_class in manifest["images"].items()}
     print(

@@ -1,252 +1,323 @@
-"""§5: the training step, and the loop around it."""
+"""§5: a whole run: set up, loop, finish."""
 
 import contextlib
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
-from alexnet_jax.config import Config, InputError, in_steps, is_due
+from alexnet_jax.config import Config, InputError, Intervals
 from alexnet_jax.data import input_pipeline
-from alexnet_jax.data.datasets import Dataset, open_dataset
-from alexnet_jax.data.input_pipeline import Batch, timely
+from alexnet_jax.data.datasets import Dataset
+from alexnet_jax.data.input_pipeline import Batch, with_timeout
 from alexnet_jax.device import parallel
-from alexnet_jax.device.xla import on_its_own
-from alexnet_jax.networks import transfer as pretraining
-from alexnet_jax.paper import model, optim
-from alexnet_jax.paper.architectures import ARCHITECTURES, Layers, image_size, with_classes
-from alexnet_jax.paper.augment import split_each, training_views
+from alexnet_jax.device.tuned import missing_forms, tuned
+from alexnet_jax.device.xla import kept
+from alexnet_jax.networks import transfer
 from alexnet_jax.paper.evaluate import Errors, evaluate, make_evaluation_step, make_logits
-from alexnet_jax.paper.train_state import TrainState as TrainState
-from alexnet_jax.paper.train_state import init_state as init_state
-from alexnet_jax.paper.train_state import no_sums
-from alexnet_jax.runs import checkpoint, report
-from alexnet_jax.runs import log as runlog
+from alexnet_jax.paper.model import AlexNet, summary
+from alexnet_jax.paper.optim import configured_rule, learning_rates, plateau_after, plateaus, with_plateau
+from alexnet_jax.paper.table import Layers
+from alexnet_jax.paper.train_state import TrainState, init_state, shapes_of_params
+from alexnet_jax.paper.train_step import Augment, Seen, make_train_step, papers_augmentation
+from alexnet_jax.paper.written import to_json
+from alexnet_jax.runs import report
+from alexnet_jax.runs import workdir as folders
+from alexnet_jax.runs.checkpoint import Checkpoints, stop_requests
+from alexnet_jax.runs.log import Means, RunLog, SilentLog
 
 
-def make_train_step(
-    net: model.AlexNet,
-    optimizer: optax.GradientTransformationExtraArgs,
-    mean_image: Float[Array, "size size 3"],
-    pca: Float[Array, "3 3"],
-    config: Config,
-    steps_per_epoch: float,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The step (state, batch) → (state, {"loss", "top1_error"}), for `parallel.pmap_step`.
-
-    Augmentation, network, cross-entropy (nats, mean over the batch), gradients, update. What is random is a
-    function of (seed, step, place in the global batch). The metrics are those of the augmented images, with
-    dropout.
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """More numbers to be logged, by name. of_step: of what a training step has seen. of_evaluation: (logits, labels) →
+    one number an image, of which the mean over the validation split is logged.
     """
-    _, random_key = jax.random.split(jax.random.key(config.seed))
-    augment = functools.partial(
-        training_views, mean_image=mean_image, pca=pca, size=config.crop_size, reflect=config.reflect,
-        crop_to_edge=config.crop_to_edge, center_mean=config.center_mean, color_rescale=config.color_rescale,
-    )  # fmt: skip
 
-    def color_scale(step: Array) -> float | Array:
-        if not config.color_off_from:
-            return config.color_scale
-        return jnp.where(step < round(config.color_off_from * steps_per_epoch), config.color_scale, 0.0)
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key, images = jax.random.fold_in(random_key, state.step), jnp.asarray(batch.images)
-        augment_keys, dropout_keys = split_each(parallel.image_keys(key, len(images)), 2)
-        chunk_keys, _ = split_each(parallel.image_keys(key, len(images), chunk=config.crop_chunk), 2)
-        # Else the gradient of the first kernel would augment them again, in an order that suits it.
-        views = on_its_own(
-            lambda images: augment(augment_keys, images, chunk_key=chunk_keys, color_scale=color_scale(state.step)),
-            images,
-        )
-
-        def loss(params: PyTree) -> tuple[Array, Array]:
-            logits = jnp.asarray(net.apply({"params": params}, views, train=True, key=dropout_keys))
-            return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean(), logits
-
-        (value, logits), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-        top1_error = jnp.mean(logits.argmax(-1) != batch.labels)
-        gradients, metrics = parallel.mean((gradients, {"loss": value, "top1_error": top1_error}))
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, rate_scale=state.plateau.scale)
-        params = optax.apply_updates(state.params, updates)
-        sums = jax.tree.map(jnp.add, state.sums, {**metrics, "steps": jnp.float32(1)})
-        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, sums=sums), metrics
-
-    return train_step
+    of_step: Mapping[str, Callable[[Seen], Array]] = dataclasses.field(default_factory=dict)
+    of_evaluation: Mapping[str, Callable[[Array, Array], Array]] = dataclasses.field(default_factory=dict)
 
 
-def train_and_evaluate(config: Config, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None) -> Errors:
-    """A whole run in `workdir`, or the rest of one that was stopped there; returns its errors on the validation split.
+def fit(
+    layers: Layers,
+    dataset: Dataset,
+    config: Config,
+    workdir: str | Path,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    augment: Augment | None = None,
+    metrics: Metrics | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Errors:
+    """Trains a network in `workdir`, or goes on where a run was stopped there; returns its errors on the validation
+    split.
 
-    Leaves config.json, data.npz, metrics.jsonl, tensorboard/, checkpoints/, figures/ and result.json. Raises
-    InputError, before anything starts, where the config cannot be run.
+    Leaves config.json, data.npz, metrics.jsonl, tensorboard/, checkpoints/, figures/ and result.json.
 
-    devices: over which to spread each batch; by default all, of all hosts.
+    Args:
+      layers: the table; its last layer has an output for each class of the data set, at least.
+      optimizer: used as it is in the place of the paper's rule, and the config's rates, momentum and decay are not.
+        With `config.plateau_patience` it is wrapped in `optim.with_plateau`, if it is not yet.
+      augment: in the place of §4.1's; the network sees what it returns.
+      metrics: more numbers to be logged. They may be others in a run that is continued.
+      devices: over which to spread each batch; by default all, of all hosts.
+
+    Raises InputError, before anything starts, where this cannot be run, or `workdir` holds another run.
     """
     workdir = Path(workdir).expanduser()
+    run = _set_up(layers, dataset, config, workdir, optimizer, augment, metrics or Metrics(), devices)
+    errors, params, best_step = _loop(run)
+    if parallel.is_first_host():
+        result = {"steps": run.intervals.last, "best_checkpoint": best_step, "seed": config.seed,
+                  "device": _named(run.devices)}  # fmt: skip
+        report.write(workdir, dataset, run.net, params, run.logits, errors, result)
+    return errors
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the loop needs."""
+
+    config: Config
+    workdir: Path
+    devices: Sequence[jax.Device]
+    dataset: Dataset
+    net: AlexNet
+    origin: transfer.Origin
+    optimizer: optax.GradientTransformation
+    rate: Callable[[int], Array] | None
+    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+    logits: Callable[[PyTree, Array], Array]
+    evaluation_step: Callable[[PyTree, Batch], dict[str, Array]]
+    steps_per_epoch: Fraction
+    intervals: Intervals
+
+    @property
+    def rows(self) -> range:
+        """Of each batch, those of this host."""
+        return parallel.own_rows(self.config.batch_size, self.devices)
+
+    def sent(self, batches: Iterator) -> Iterator:
+        """To the devices, ahead of their use; with an error where they do not come."""
+        timely = with_timeout(batches, self.config.stall_timeout, str(self.dataset.path))
+        return parallel.shard_ahead(timely, self.devices)
+
+    def validate(self, params: PyTree) -> tuple[Errors, dict[str, float]]:
+        """On the whole validation split."""
+        batches = input_pipeline.evaluation_batches(
+            self.dataset, "validation", batch_size=self.config.batch_size, rows=self.rows
+        )
+        return evaluate(self.evaluation_step, params, self.sent(batches), len(self.dataset.splits["validation"]))
+
+
+def _set_up(
+    layers: Layers,
+    dataset: Dataset,
+    config: Config,
+    workdir: Path,
+    optimizer: optax.GradientTransformation | None,
+    augment: Augment | None,
+    metrics: Metrics,
+    devices: Sequence[jax.Device] | None,
+) -> _Run:
     devices = devices or parallel.all_devices()
+    parameters = _check(layers, dataset, config, devices)
+    own = tuple(name for name, of in (("optimizer", optimizer), ("augment", augment)) if of is not None)
+    net = AlexNet(tuned(layers, devices), jnp.dtype(config.precision))
+    origin = transfer.find_origin(config, workdir, net, dataset)
+    _claim(layers, dataset, config, workdir, origin, own, f"{parameters:,} parameters", devices)
+
+    steps_per_epoch = Fraction(len(dataset.splits["train"]), config.batch_size)
+    mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
+    pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
+    rate = None if optimizer else learning_rates(config, float(steps_per_epoch), origin.taken)["kernel"]
+    optimizer = optimizer or configured_rule(config, float(steps_per_epoch), origin.taken)
+    has_plateau = plateaus(jax.eval_shape(optimizer.init, shapes_of_params(net, config.crop_size)))
+    if config.plateau_patience and not has_plateau:
+        optimizer = with_plateau(optimizer, config.plateau_patience)
+    augment = augment or papers_augmentation(config, mean_image, pca, float(steps_per_epoch))
+    axis = parallel.axis_of(devices)
+    step = make_train_step(
+        net, optimizer, kept(augment, devices), seed=config.seed, axis_name=axis, metrics=metrics.of_step
+    )
+    logits = make_logits(net.apply, mean_image, config.crop_size)
+    evaluation_step = make_evaluation_step(logits, axis_name=axis, metrics=metrics.of_evaluation)
+    return _Run(
+        config, workdir, devices, dataset, net, origin, optimizer, rate, step, logits,
+        parallel.pmap_step(evaluation_step, devices), steps_per_epoch, Intervals.of(config, steps_per_epoch),
+    )  # fmt: skip
+
+
+def _check(layers: Layers, dataset: Dataset, config: Config, devices: Sequence[jax.Device]) -> int:
+    """The number of parameters. Raises InputError where the network cannot be trained so."""
     if config.batch_size % len(devices):
         raise InputError(f"--batch_size={config.batch_size}: the {len(devices)} devices do not divide it")
-    if config.architecture not in ARCHITECTURES:
-        raise InputError(f"--architecture={config.architecture}: unknown; there are {', '.join(ARCHITECTURES)}")
-    config = dataclasses.replace(config, crop_size=config.crop_size or image_size(config.architecture))
-    dataset = open_dataset(config.dataset)
-    layers, parameters = _table(config, dataset)
     images = len(dataset.splits["train"])
     if config.batch_size > images:
         raise InputError(f"--batch_size={config.batch_size}: more than the {images} training images of {dataset.path}")
+    if config.crop_size > dataset.size:
+        raise InputError(f"--crop_size={config.crop_size}: the images of {dataset.path} have {dataset.size} pixels")
+    if layers[-1].features < len(dataset.class_names):
+        raise InputError(
+            f"the network has {layers[-1].features} outputs, and {dataset.path} has {len(dataset.class_names)} classes"
+        )
     if config.cache == "device":
         needed, free = images * dataset.size**2 * 3 / 1e9, parallel.free_memory(devices) / 1e9
         if needed > min(config.cache_budget, free):
             room = f"--cache_budget={config.cache_budget:g}" if needed > config.cache_budget else f"{free:.1f} GB free"
             raise InputError(f"--cache=device: the training images take {needed:.1f} GB on each device, of {room}")
-    net = model.AlexNet(layers, jnp.dtype(config.precision))
-    origin = pretraining.find_origin(config, workdir, net, dataset)
+    try:
+        return sum(row.parameters for row in summary(layers, config.crop_size))
+    except ValueError as error:
+        raise InputError(f"--crop_size={config.crop_size}: {error}") from error
+
+
+def _claim(
+    layers: Layers,
+    dataset: Dataset,
+    config: Config,
+    workdir: Path,
+    origin: transfer.Origin,
+    own: tuple[str, ...],
+    size: str,
+    devices: Sequence[jax.Device],
+) -> None:
+    """The folder is this run's, on all hosts, from here on."""
+    try:
+        run = folders.Run(config, to_json(layers), dataset.name, dataset.fingerprint(), own)
+    except ValueError as error:
+        raise InputError(f"the network cannot be written down: {error}") from error
     if parallel.is_first_host():
-        runlog.claim_workdir(workdir, config, dataset.fingerprint())
-        runlog.keep_facts(workdir, dataset)
+        folders.claim(workdir, run)
+        folders.keep_facts(workdir, dataset)
         origin.keep(workdir)
-        print(
-            f"{config.architecture}: {parameters:,} parameters; {dataset.path}: {images:,} training images, "
-            f"{len(dataset.class_names)} classes; {_named(devices)}",
-            flush=True,
-        )
+        images = f"{len(dataset.splits['train']):,} training images, {len(dataset.class_names)} classes"
+        print(f"{size}; {dataset.path}: {images}; {_named(devices)}", flush=True)
+        if slower := missing_forms(devices):
+            print(slower, flush=True)
     parallel.wait_for_all("claimed")
     if not parallel.is_first_host():
-        runlog.claim_workdir(workdir, config, dataset.fingerprint(), exists=True)
-    parallel.check_same("their flags", repr(dataclasses.replace(config, dataset="")))
-    return _run(config, workdir, devices, dataset, net, origin)
+        folders.claim(workdir, run, exists=True)
+    parallel.check_same("their flags", repr(dataclasses.replace(run, dataset="")))
 
 
 def _named(devices: Sequence[jax.Device]) -> str:
     return f"{len(devices)} × {devices[0].device_kind}"
 
 
-def _table(config: Config, dataset: Dataset) -> tuple[Layers, int]:
-    """The architecture with its last layer fitted to the data set, and its number of parameters."""
-    classes = len(dataset.class_names)
-    if config.num_classes and config.num_classes < classes:
-        raise InputError(f"--num_classes={config.num_classes}: {dataset.path} has {classes} classes")
-    if config.crop_size > dataset.size:
-        raise InputError(f"--crop_size={config.crop_size}: the images of {dataset.path} have {dataset.size} pixels")
-    layers = with_classes(ARCHITECTURES[config.architecture], config.num_classes or classes)
-    try:
-        return layers, sum(row.parameters for row in model.summary(layers, config.crop_size))
-    except ValueError as error:
-        raise InputError(f"--architecture={config.architecture} --crop_size={config.crop_size}: {error}") from error
-
-
-def _run(
-    config: Config,
-    workdir: Path,
-    devices: Sequence[jax.Device],
-    dataset: Dataset,
-    net: model.AlexNet,
-    origin: pretraining.Origin,
-) -> Errors:
-    steps_per_epoch = Fraction(len(dataset.splits["train"]), config.batch_size)
-    steps = max(1, round(config.epochs * float(steps_per_epoch)))
-    log_every, evaluate_every, checkpoint_every = (
-        in_steps(interval, steps_per_epoch)
-        for interval in (config.log_every, config.evaluate_every, config.checkpoint_every)
-    )
-    rates = optim.learning_rates(config, float(steps_per_epoch), origin.taken)
-    optimizer = optim.of_config(config, float(steps_per_epoch), taken=origin.taken)
-    mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
-    pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
-    step_on_one = make_train_step(net, optimizer, mean_image, pca, config, float(steps_per_epoch))
-    logits = make_logits(net.apply, mean_image, config.crop_size)
-    evaluation_step = parallel.pmap_step(make_evaluation_step(logits), devices)
-    rows = parallel.own_rows(config.batch_size, devices)
-
-    def sent(batches: Iterator) -> Iterator:
-        return parallel.shard_ahead(timely(batches, config.stall_timeout, str(dataset.path)), devices)
-
-    def validate(params: PyTree) -> Errors:
-        batches = input_pipeline.evaluation_batches(dataset, "validation", batch_size=config.batch_size, rows=rows)
-        return evaluate(evaluation_step, params, sent(batches), len(dataset.splits["validation"]))
-
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
-    fresh = init_state(net, optimizer, crop_size=config.crop_size, seed=config.seed)
-    fresh = dataclasses.replace(fresh, params=origin.into(fresh.params))
-    first_step, state = checkpoints.restore_latest(fresh) or (0, fresh)
-    parallel.check_same("the checkpoint that they found", str(first_step))
-    state = parallel.replicate(state, devices)
-    if first_step and parallel.is_first_host():
-        print(f"continuing from the checkpoint of step {first_step} of {steps} in {workdir}", flush=True)
-    log: runlog.RunLog | runlog.NoLog = runlog.NoLog()
-    if parallel.is_first_host():
-        log = runlog.RunLog(
-            workdir, first_step=first_step, steps=steps, steps_per_epoch=float(steps_per_epoch),
-            batch_size=config.batch_size,
-        )  # fmt: skip
+def _loop(run: _Run) -> tuple[Errors, PyTree, int | None]:
+    """Errors, parameters on this host, and the step of the best checkpoint."""
+    config, intervals = run.config, run.intervals
+    table = to_json(run.net.layers)
+    checkpoints = Checkpoints(run.workdir / "checkpoints", keep=config.keep_checkpoints)
+    state, first_step, means, lowest = _start(run, checkpoints, table)
+    log = _log(run, first_step)
+    pending: list[dict[str, Array]] = []  # metrics of steps that are not looked at yet
+    losses: list[float] = []  # not known to be finite yet
     errors: Errors | None = None
-    losses: list[Array] = []  # not looked at yet
     batches: Iterator = iter(())
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
         stack.callback(log.close)
-        stop_requested = stack.enter_context(checkpoint.stop_requests(checkpoints))
-        if first_step < steps:
-            train_step, read = with_input(step_on_one, config, dataset, devices)
-            batches = sent(read(dataset, config.batch_size, config.seed, range(first_step, steps), rows))
+        stop_requested = stack.enter_context(stop_requests(checkpoints))
+        if first_step < intervals.last:
+            train_step, batches = with_input(
+                run.step, config, run.dataset, run.devices, range(first_step, intervals.last)
+            )
+            batches = run.sent(batches)
+
+        def look(steps: int) -> None:
+            """At the metrics of so many steps: waits for them."""
+            for of in jax.device_get(pending[:steps]):
+                losses.append(float(of["loss"]))
+                means.add(of)
+            del pending[:steps]
+
         for step, batch in enumerate(batches, start=first_step + 1):
             state, metrics = train_step(state, batch)
             log.advance()
-            losses.append(metrics["loss"])
-            if len(losses) > 1:
-                jax.block_until_ready(losses[-2])  # two steps at most, and their batches, are on the way
+            pending.append(metrics)
+            look(len(pending) - 1)  # two steps at most, and their batches, are on the way
             if step == first_step + 1:
-                jax.block_until_ready(metrics)
+                look(1)
                 log.restart_clock(step)
-            last, stopping = step == steps, stop_requested(step)
-            evaluating = last or is_due(step, evaluate_every)
-            saving = last or stopping or is_due(step, checkpoint_every)
-            logging = last or is_due(step, log_every)
-            if logging or evaluating or saving:
+            stopping = stop_requested(step)
+            logging, evaluating, saving = (
+                intervals.due(step, every) for every in (intervals.log, intervals.evaluate, intervals.checkpoint)
+            )
+            if logging or evaluating or saving or stopping:
+                look(len(pending))
                 _check_finite(losses, state.params, step, checkpoints)
-                losses = []
+                losses.clear()
             if logging:
-                sums, scale = jax.device_get((state.sums, state.plateau.scale))
-                loss, top1_error = (float(sums[name] / sums["steps"]) for name in ("loss", "top1_error"))
-                rate = float(rates["kernel"](step - 1) * scale)
-                log.train(step, loss=loss, top1_error=top1_error, learning_rate=rate)
-                state = dataclasses.replace(state, sums=parallel.replicate(no_sums(), devices))
+                log.train(step, {**means.taken(), **_rate(run, step, state)})
             if evaluating:
-                errors = validate(state.params)
-                log.validation(step, errors)
-                before = jax.device_get(state.plateau)
-                plateau = optim.plateau_next(before, errors.top1_error, patience=config.plateau_patience)
-                state = dataclasses.replace(state, plateau=parallel.replicate(plateau, devices))
-                saving = saving or plateau.lowest < before.lowest
-                log.restart_clock(step)
-            if saving:
+                errors, more = run.validate(state.params)
+                log.validation(step, {**_of(errors), **more})
+                state = dataclasses.replace(state, opt_state=plateau_after(state.opt_state, errors.top1_error))
+                saving = saving or errors.top1_error < lowest
+                lowest = min(lowest, errors.top1_error)
+            if saving or stopping:
                 log.flush()
-                checkpoints.save(step, state, errors.top1_error if errors and evaluating else math.inf)
+                kept_log = {"sums": means.sums, "lowest": lowest}
+                checkpoints.save(step, state, table, kept_log, errors.top1_error if errors and evaluating else math.inf)
                 log.restart_clock(step)
-            if stopping and not last:
+            if stopping and step < intervals.last:
                 stack.close()  # only now the checkpoint is known to be on disk
                 if parallel.is_first_host():
-                    print(f"stopped; the same command continues from step {step} of {steps}", flush=True)
+                    print(f"stopped; the same command continues from step {step} of {intervals.last}", flush=True)
                 raise KeyboardInterrupt
-        errors = errors or validate(state.params)  # a run that had ended already
-        best_step = checkpoints.best_step()
-    if parallel.is_first_host():
-        result = {"steps": steps, "best_checkpoint": best_step, "seed": config.seed, "device": _named(devices)}
-        report.write(workdir, dataset, net.layers, jax.device_get(state.params), logits, errors, result)
-    return errors
+        errors = errors or run.validate(state.params)[0]  # a run that had ended already
+        return errors, jax.device_get(state.params), checkpoints.best_step()
 
 
-def _check_finite(losses: list[Array], params: PyTree, step: int, checkpoints: checkpoint.Checkpoints) -> None:
+def _start(run: _Run, checkpoints: Checkpoints, table: list) -> tuple[TrainState, int, Means, float]:
+    """The state on the devices, its step, what was summed up for the log, and the lowest error so far: those of the
+    last checkpoint, or of the beginning.
+    """
+    fresh = init_state(run.net, run.optimizer, image_size=run.config.crop_size, seed=run.config.seed)
+    fresh = dataclasses.replace(fresh, params=run.origin.into(fresh.params))
+    state, kept_log = checkpoints.restore_latest(fresh, table) or (fresh, {})
+    first_step = int(state.step)
+    parallel.check_same("the checkpoint that they found", str(first_step))
+    if first_step and parallel.is_first_host():
+        print(
+            f"continuing from the checkpoint of step {first_step} of {run.intervals.last} in {run.workdir}", flush=True
+        )
+    return parallel.replicate(state, run.devices), first_step, Means(kept_log.get("sums")), kept_log.get("lowest", 2.0)
+
+
+def _log(run: _Run, first_step: int) -> RunLog:
+    if not parallel.is_first_host():
+        return SilentLog()
+    return RunLog(
+        run.workdir, first_step=first_step, steps=run.intervals.last, steps_per_epoch=float(run.steps_per_epoch),
+        batch_size=run.config.batch_size,
+    )  # fmt: skip
+
+
+def _rate(run: _Run, step: int, state: TrainState) -> dict[str, float]:
+    """The learning rate of a step, where it is the paper's rule's; and what a plateau multiplies it by."""
+    scales = [float(of.scale) for of in plateaus(state.opt_state)[:1]]
+    if run.rate is None:
+        return {"rate_scale": scales[0]} if scales else {}
+    return {"learning_rate": float(run.rate(step - 1) * math.prod(scales))}
+
+
+def _of(errors: Errors) -> dict[str, Any]:
+    return {name: value for name, value in errors._asdict().items() if name != "examples"}
+
+
+def _check_finite(losses: list[float], params: PyTree, step: int, checkpoints: Checkpoints) -> None:
     """Raises InputError where one of the last losses, up to that of `step`, or a parameter after it is not finite."""
-    found = np.isfinite(jax.device_get(losses))
+    found = np.isfinite(losses)
     if found.all() and _all_finite(params):
         return
     what, where = ("a parameter", step) if found.all() else ("the loss", step - len(found) + 1 + int(np.argmin(found)))
@@ -263,17 +334,20 @@ def _all_finite(tree: PyTree) -> Array:
 
 
 def with_input(
-    step: Callable, config: Config, dataset: Dataset, devices: Sequence[jax.Device]
-) -> tuple[Callable, Callable]:
-    """The training step on all devices, and the function that gives its batches: images, or with --cache=device the
-    numbers of images that lie there.
+    step: Callable, config: Config, dataset: Dataset, devices: Sequence[jax.Device], steps: range
+) -> tuple[Callable, Iterator]:
+    """The training step, compiled for all devices, and the batches of these steps as it takes them: images, or with
+    --cache=device the numbers of images that lie there.
     """
+    rows = parallel.own_rows(config.batch_size, devices)
     if config.cache == "none":
-        return parallel.pmap_step(step, devices, donate_state=True), input_pipeline.training_batches
+        batches = input_pipeline.training_batches(dataset, config.batch_size, config.seed, steps, rows)
+        return parallel.pmap_step(step, devices, donate_state=True), batches
     cache = parallel.replicate(input_pipeline.whole_split(dataset, "train"), devices)
 
     def gather_and_step(state: TrainState, indices: Array, cache: Batch) -> tuple[TrainState, dict[str, Array]]:
-        return step(state, jax.tree.map(lambda kept: kept[indices], cache))
+        return step(state, jax.tree.map(lambda images: images[indices], cache))
 
     cached_step = parallel.pmap_step(gather_and_step, devices, donate_state=True, shared=1)
-    return lambda state, indices: cached_step(state, indices, cache), input_pipeline.training_indices
+    indices = input_pipeline.training_indices(dataset, config.batch_size, config.seed, steps, rows)
+    return lambda state, numbers: cached_step(state, numbers, cache), indices

@@ -25,7 +25,7 @@ from tensorflow_datasets.core import splits as tfds_splits
 
 from alexnet_jax.config import InputError
 from alexnet_jax.data import shapes, shards
-from alexnet_jax.data.images import Pixels, Statistics, Sums
+from alexnet_jax.data.images import ENCODINGS, Pixels, Statistics, Sums
 
 NAME = "images"  # of the data set, as TFDS has it
 MANIFEST = "manifest.json"
@@ -189,9 +189,10 @@ def verify(path: Path) -> dict[str, Any]:
 class Dataset:
     """A prepared data set.
 
-    encoding: of its images, "jpeg" or "raw".
+    name: by which `open_dataset` finds it. encoding: of its images, one of `images.ENCODINGS`.
     """
 
+    name: str
     path: Path
     class_names: tuple[str, ...]
     size: int
@@ -228,8 +229,10 @@ def open_dataset(name: str) -> Dataset:
         missing = {"train", "validation"} - set(splits)
         if missing:
             raise ValueError(f"it has no split '{missing.pop()}'")
-        encoding = "jpeg" if isinstance(image, tfds.features.Image) else "raw"
-        return Dataset(path, tuple(label.names), image.shape[0], encoding, splits, statistics)
+        encoding = json.loads((path / MANIFEST).read_text())["encoding"]
+        if encoding not in ENCODINGS:
+            raise ValueError(f"its images are stored as '{encoding}', which is not known here")
+        return Dataset(name, path, tuple(label.names), image.shape[0], encoding, splits, statistics)
     except Exception as error:  # TFDS raises many types for a damaged folder
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(

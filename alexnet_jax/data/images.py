@@ -3,8 +3,9 @@
 import dataclasses
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -72,17 +73,40 @@ def _square(image: Image.Image, size: int) -> Pixels:
     return np.asarray(ImageOps.fit(image, (size, size), method))
 
 
-def encode(pixels: Pixels, encoding: str) -> bytes:
-    """As they are stored: a "jpeg", or "raw"."""
-    return simplejpeg.encode_jpeg(pixels, quality=JPEG_QUALITY) if encoding == "jpeg" else pixels.tobytes()
+class Encoding(NamedTuple):
+    """How pixels are stored. decode: (stored, out) → fills `out`; raises ValueError where what is stored is damaged, or
+    of another size. feature: (tfds.features, shape) → what TFDS is told of it. form: differs where the bytes would.
+    """
+
+    encode: Callable[[Pixels], bytes]
+    decode: Callable[[bytes, Pixels], None]
+    feature: Callable[[Any, tuple[int, int, int]], Any]
+    form: int = 0
 
 
-def decode(stored: bytes, encoding: str, out: Pixels) -> None:
-    """The inverse, into `out`. Raises ValueError where what is stored is damaged, or of another size."""
-    if encoding == "raw":
-        out[...] = np.frombuffer(stored, np.uint8).reshape(out.shape)
-    elif simplejpeg.decode_jpeg(stored, "RGB", buffer=out).shape != out.shape:
+def _decode_jpeg(stored: bytes, out: Pixels) -> None:
+    if simplejpeg.decode_jpeg(stored, "RGB", buffer=out).shape != out.shape:
         raise ValueError(f"not {out.shape[0]}×{out.shape[1]} pixels")
+
+
+def _decode_raw(stored: bytes, out: Pixels) -> None:
+    out[...] = np.frombuffer(stored, np.uint8).reshape(out.shape)
+
+
+# The manifest of a data set has the name.
+ENCODINGS: dict[str, Encoding] = {
+    "jpeg": Encoding(
+        lambda pixels: simplejpeg.encode_jpeg(pixels, quality=JPEG_QUALITY),
+        _decode_jpeg,
+        lambda features, shape: features.Image(shape=shape, encoding_format="jpeg"),
+        form=JPEG_QUALITY,
+    ),
+    "raw": Encoding(
+        lambda pixels: pixels.tobytes(),
+        _decode_raw,
+        lambda features, shape: features.Tensor(shape=shape, dtype=np.uint8, encoding="bytes"),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)

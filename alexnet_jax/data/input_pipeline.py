@@ -17,7 +17,7 @@ from jaxtyping import Int32, UInt8
 from alexnet_jax.config import InputError
 from alexnet_jax.data import shards
 from alexnet_jax.data.datasets import Dataset
-from alexnet_jax.data.images import decode
+from alexnet_jax.data.images import ENCODINGS
 
 PART = 64  # images that one thread reads in a row
 
@@ -64,7 +64,7 @@ def evaluation_batches(dataset: Dataset, split: str, *, batch_size: int, rows: r
     return _read(dataset, split, range(images), batch_size, steps, rows or range(batch_size), None)
 
 
-def chosen(dataset: Dataset, split: str, numbers: Sequence[int] | np.ndarray) -> Batch:
+def batch_of(dataset: Dataset, split: str, numbers: Sequence[int] | np.ndarray) -> Batch:
     """The images of a split with these numbers, as one batch."""
     images = np.empty((len(numbers), dataset.size, dataset.size, 3), np.uint8)
     labels = [_load(dataset, split, int(number), image) for number, image in zip(numbers, images, strict=True)]
@@ -138,7 +138,7 @@ def _read(
                 yield Batch(*started.pop(step))
 
 
-def timely(batches: Iterator[Batch], seconds: float, what: str) -> Iterator[Batch]:
+def with_timeout(batches: Iterator[Batch], seconds: float, what: str) -> Iterator[Batch]:
     """`batches`, one of which is fetched ahead; raises InputError where one takes longer than `seconds`.
 
     what: names in the message what is read.
@@ -200,7 +200,7 @@ def _load(dataset: Dataset, split: str, index: int, out: UInt8[np.ndarray, "size
     records = dataset.splits[split]
     example = records[index]
     try:
-        decode(example["image"], dataset.encoding, out)
+        ENCODINGS[dataset.encoding].decode(example["image"], out)
     except ValueError as error:
         raise InputError(f"{records.place(index)}: the image is damaged ({error})") from error
     return example["label"]

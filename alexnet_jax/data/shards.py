@@ -21,10 +21,9 @@ from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.config import InputError
-from alexnet_jax.data.images import JPEG_QUALITY, Pixels, Sums, decode, encode, upright_rgb
+from alexnet_jax.data.images import ENCODINGS, Pixels, Sums, upright_rgb
 
 EXAMPLES_PER_SHARD = 1024
-ENCODINGS = ("jpeg", "raw")
 VERSION = 1  # of what is written; another one makes nothing of what an interrupted run of before has left
 
 
@@ -66,7 +65,7 @@ class Shard(NamedTuple):
             self.split,
             self.size,
             self.encoding,
-            self.encoding == "jpeg" and JPEG_QUALITY,
+            ENCODINGS[self.encoding].form,
             self.class_names,
         )
         return hashlib.sha256(repr((form, of_items)).encode()).hexdigest()
@@ -129,7 +128,7 @@ def _write_shard(folder: Path, shard: Shard, progress: Callable[[int], None] = _
     file = folder / f"{shard.name}.shard"
     counts, sums = np.zeros(len(shard.class_names), np.int64), Sums(shard.size)
     seen = np.empty((shard.size, shard.size, 3), np.uint8)
-    skipped, num_bytes = [], 0
+    skipped, num_bytes, encoding = [], 0, ENCODINGS[shard.encoding]
     try:
         # Compressing again would cost time, in reading too, and gain nothing for JPEGs and a tenth for raw images.
         writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1,uncompressed")
@@ -146,13 +145,13 @@ def _write_shard(folder: Path, shard: Shard, progress: Callable[[int], None] = _
                     continue
                 finally:
                     progress(1)
-                stored = encode(pixels, shard.encoding)
+                stored = encoding.encode(pixels)
                 record = _record(stored, label, item.name)
                 writer.write(record)
                 num_bytes += len(record)
                 counts[label] += 1
                 if shard.split == "train":
-                    decode(stored, shard.encoding, seen)  # as training will see it
+                    encoding.decode(stored, seen)  # as training will see it
                     sums.add(seen)
         finally:
             writer.close()
@@ -193,9 +192,7 @@ def features_of(class_names: Sequence[str], size: int, encoding: str) -> tfds.fe
     shape = (size, size, 3)
     return tfds.features.FeaturesDict(
         {
-            "image": tfds.features.Image(shape=shape, encoding_format="jpeg")
-            if encoding == "jpeg"
-            else tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="bytes"),
+            "image": ENCODINGS[encoding].feature(tfds.features, shape),
             "label": tfds.features.ClassLabel(names=list(class_names)),
             "name": tfds.features.Text(),
         }

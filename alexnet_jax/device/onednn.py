@@ -3,10 +3,8 @@
 XLA leaves it unused here, so it is called by its name, in those jaxlibs for which this has been tried.
 """
 
-import contextlib
 import functools
 import json
-from collections.abc import Iterator
 
 import jax
 import jaxlib
@@ -14,35 +12,23 @@ import numpy as np
 from jaxtyping import Array, Float
 
 _TRIED = ("0.10.0", "0.10.1", "0.10.2")
-_left_out: list[bool] = []
 
 
-def has_convolution() -> bool:
-    """Whether `convolution` can be called here: on a CPU, without a persistent compilation cache, which cannot hold
-    programs that call it.
-    """
-    if _left_out or jax.config.values["jax_compilation_cache_dir"]:
-        return False
-    return jax.default_backend() == "cpu" and _is_known()
-
-
-@contextlib.contextmanager
-def left_out() -> Iterator[None]:
-    """Within, `has_convolution` says no: for programs that are to run with other jaxlibs as well."""
-    _left_out.append(True)
-    try:
-        yield
-    finally:
-        _left_out.pop()
+def missing() -> str:
+    """Why `convolution` cannot be called here; nothing where it can."""
+    if jax.config.values["jax_compilation_cache_dir"]:
+        return "a compilation cache cannot keep programs that call it"
+    if jaxlib.__version__ not in _TRIED:
+        return f"it has not been tried with jaxlib {jaxlib.__version__}"
+    return "" if _works() else "this jaxlib was built without it"
 
 
 @functools.cache
-def _is_known() -> bool:
-    if jaxlib.__version__ not in _TRIED:
-        return False
+def _works() -> bool:
     x, kernel = np.arange(3, dtype=np.float32).reshape(1, 1, 3, 1), np.full((1, 1, 1, 1), 2, np.float32)
     try:
-        out = jax.jit(convolution).lower(x, kernel).compile()(x, kernel)
+        with jax.default_device(jax.devices("cpu")[0]):
+            out = jax.jit(convolution).lower(x, kernel).compile()(x, kernel)
     except jax.errors.JaxRuntimeError:  # built without it: not all systems' jaxlibs are alike
         return False
     return np.array_equal(out, 2 * x)
@@ -56,7 +42,7 @@ def convolution(
     padding: tuple[int, int] = (0, 0),
     groups: int = 1,
 ) -> Float[Array, "n out_height out_width features"]:
-    """As `layers.conv2d`, for float32, without gradients."""
+    """As `layers.conv2d`, for float32 on a CPU, without gradients."""
     window, features = kernel.shape[0], kernel.shape[-1]
     places = [(length + sum(padding) - window) // stride + 1 for length in x.shape[1:3]]
     images = {"dims": 4, "data": {"batch_dim": 0, "feature_dim": 3, "spatial_dims": [1, 2]}}

@@ -13,9 +13,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import lax
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import PyTree
 
 from alexnet_jax.config import InputError
 from alexnet_jax.device.xla import compiler_options
@@ -79,22 +78,27 @@ def own_rows(batch_size: int, devices: Sequence[jax.Device]) -> range:
     return range(first * of_device, (first + len(own)) * of_device)
 
 
+def axis_of(devices: Sequence[jax.Device]) -> str | None:
+    """The axis name inside of a `pmap_step` on these devices; None where the step sees the whole batch."""
+    return AXIS if len(devices) > 1 and not jax.config.values["jax_debug_nans"] else None
+
+
 def pmap_step(
     step: Callable, devices: Sequence[jax.Device], *, donate_state: bool = False, shared: int = 0
 ) -> Callable:
     """`step(state, batch)` on all devices at once: the state whole on each, the batch as `shard` cut it.
 
-    `step` may take some `shared` arguments more, whole on each device (`replicate`). What it returns must be equal on
-    every device (`mean`, `total`), and comes back without a device axis.
+    `step` is one that was made with `axis_name=axis_of(devices)`. It may take some `shared` arguments more, whole on
+    each device (`replicate`). What it returns must be equal on every device, and comes back without a device axis.
     With `donate_state` the memory of the old state is used for the new one.
     """
     in_axes, donated = (None, 0, *[None] * shared), (0,) if donate_state else ()
     if jax.config.values["jax_debug_nans"]:  # which JAX heeds in compiled steps at their first call only
-        on_one = jax.vmap(step, in_axes, None, axis_name=AXIS)
 
-        def operation_by_operation(*arguments: Any) -> Any:
+        def operation_by_operation(state: PyTree, batch: PyTree, *others: Any) -> Any:
+            whole = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
             with jax.disable_jit():
-                return on_one(*jax.device_get(arguments))
+                return step(*jax.device_get((state, whole, *others)))
 
         return operation_by_operation
     mapped = jax.pmap(step, AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donated)
@@ -102,32 +106,6 @@ def pmap_step(
     if not options or several_hosts():  # whose arrays `jit` does not take
         return mapped
     return jax.jit(lambda *arguments: mapped(*arguments), donate_argnums=donated, compiler_options=options)
-
-
-def mean(tree: PyTree) -> PyTree:
-    """Inside a step: the mean over the devices."""
-    if lax.axis_size(AXIS) == 1 and not jax.config.values["jax_disable_jit"]:  # `vmap` insists on a mean
-        return tree  # which XLA would copy
-    return lax.pmean(tree, AXIS)
-
-
-def total(tree: PyTree) -> PyTree:
-    """Inside a step: the sum over the devices."""
-    return lax.psum(tree, AXIS)
-
-
-def gathered(tree: PyTree) -> PyTree:
-    """Inside a step: the rows of all devices, in their order."""
-    return lax.all_gather(tree, AXIS, tiled=True)
-
-
-def image_keys(key: Key[Array, ""], images: int, *, chunk: int = 1) -> Key[Array, "{images}"]:
-    """Inside a step: one key for each of this device's images, the same for an image on any number of devices.
-
-    `chunk` images in a row of the whole batch get that of the first of them.
-    """
-    index = lax.axis_index(AXIS) * images + np.arange(images)
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(index // chunk * chunk)
 
 
 def shard(batch: PyTree, devices: Sequence[jax.Device]) -> PyTree:

@@ -29,7 +29,7 @@ def _are_known() -> bool:
 
 
 def on_its_own(function: Callable, *arguments: Array) -> Any:
-    """`function(*arguments)`, on CPU computed once, apart from all that uses it.
+    """`function(*arguments)`, computed once, apart from all that uses it. For CPUs.
 
     XLA's CPU backend fuses what is cheap into each of its users, where it is computed again, in the order that suits
     the user; and it drops `lax.optimization_barrier` before that. It leaves alone what is in a branch. Both branches
@@ -38,10 +38,14 @@ def on_its_own(function: Callable, *arguments: Array) -> Any:
     if jax.config.values["jax_disable_jit"]:  # operation by operation, nothing is fused
         return function(*arguments)
 
-    def in_a_branch(*arguments: Array) -> Any:
-        def other(*arguments: Array) -> Any:
-            return lax.optimization_barrier(function(*arguments))
+    def other(*arguments: Array) -> Any:
+        return lax.optimization_barrier(function(*arguments))
 
-        return lax.cond(jnp.ravel(arguments[0])[:1].sum() == 0, function, other, *arguments)
+    return lax.cond(jnp.ravel(arguments[0])[:1].sum() == 0, function, other, *arguments)
 
-    return lax.platform_dependent(*arguments, cpu=in_a_branch, default=function)
+
+def kept(augment: Callable, devices: Sequence[jax.Device]) -> Callable:
+    """The same augmentation; on CPUs computed once: else the gradient of the first kernel would do it again."""
+    if devices[0].platform != "cpu":
+        return augment
+    return lambda draws, images: on_its_own(lambda images: augment(draws, images), images)

@@ -1,4 +1,4 @@
-"""§6: trained networks on a whole split, each alone and averaged, and what is to be told of them."""
+"""§6: trained networks on a whole split, each alone and averaged, and what is reported of them."""
 
 import csv
 import io
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from alexnet_jax import figures
@@ -19,10 +20,11 @@ from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.data.input_pipeline import Batch
 from alexnet_jax.device import parallel
-from alexnet_jax.networks import network as trained
+from alexnet_jax.files import write_whole
+from alexnet_jax.networks.loading import load
+from alexnet_jax.networks.network import Trained
 from alexnet_jax.paper import evaluate
 from alexnet_jax.paper.evaluate import Errors
-from alexnet_jax.runs.log import write_whole
 
 RESAMPLES = 1000  # of the images, for the intervals
 
@@ -56,17 +58,18 @@ class Answers(NamedTuple):
             raise InputError(f"{file}: cannot be read as saved answers ({error})") from error
 
 
-def answers_of(network: trained.Trained, dataset: Dataset, split: str, *, views: int, batch_size: int) -> Answers:
+def answers_of(network: Trained, dataset: Dataset, split: str, *, views: int, batch_size: int) -> Answers:
     """Of one network, on all devices of this host. Raises InputError where it was made for other images or classes."""
     network.check_size(dataset)
     if network.class_names[: len(dataset.class_names)] != dataset.class_names:
-        raise InputError(f"{network.workdir}: was trained on other classes than those of {dataset.path}")
+        raise InputError(f"{network.source}: was trained on other classes than those of {dataset.path}")
     devices = jax.local_devices()
     batch_size = math.ceil(batch_size / len(devices)) * len(devices)
     logits = network.make_logits(views=views)
 
     def of_batch(params: PyTree, batch: Batch) -> Array:
-        return parallel.gathered(logits(params, jnp.asarray(batch.images)))
+        answers = logits(params, jnp.asarray(batch.images))
+        return lax.all_gather(answers, parallel.AXIS, tiled=True)
 
     step = parallel.pmap_step(of_batch, devices)
     params = parallel.replicate(network.params, devices)
@@ -76,7 +79,7 @@ def answers_of(network: trained.Trained, dataset: Dataset, split: str, *, views:
         found.append(np.asarray(step(params, parallel.shard(batch, devices))))
     images = len(dataset.splits[split])
     return Answers(
-        f"{network.workdir}, step {network.step}",
+        f"{network.source}, step {network.step}",
         np.concatenate(found)[:images],
         np.concatenate(labels)[:images],
         network.class_names,
@@ -152,7 +155,7 @@ def evaluate_networks(
         if source.endswith(".npz"):
             all_answers.append(Answers.load(Path(source).expanduser()))
             continue
-        network = trained.load(source, checkpoint)
+        network = load(source, checkpoint)
         data = network.open_dataset(dataset)
         if split not in data.splits:
             raise InputError(f"--split={split}: {data.path} has {', '.join(data.splits)}")

@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from jaxtyping import Float
 
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.networks import caffe
-from alexnet_jax.networks.network import Trained, assembled
-from alexnet_jax.paper import model
-from alexnet_jax.paper.architectures import ARCHITECTURES, Conv, Layers, image_size, named, with_classes
+from alexnet_jax.networks.network import Trained, network_of_arrays
+from alexnet_jax.networks.one_file import read_safetensors
+from alexnet_jax.paper.architectures import CAFFE, CAFFE_IMAGE_SIZE, TORCHVISION
+from alexnet_jax.paper.model import summary
+from alexnet_jax.paper.table import Conv, Layers, named, with_classes
 
-FORMAT = "alexnet_jax 1"  # in the metadata of our own files
 # torchvision's: its images are divided by 255 before, and then normalised with these.
 TORCHVISION_MEAN, TORCHVISION_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 TORCHVISION_NAMES = {
@@ -38,28 +37,28 @@ def from_torchvision(file: str | Path, class_names: tuple[str, ...] = ()) -> Tra
         raise InputError(f"{file}: {_differing(set(tensors), known)}, for torchvision's alexnet")
     blobs = {ours: [tensors[f"{theirs}.{part}"] for part in ("weight", "bias")] for theirs, ours in
              TORCHVISION_NAMES.items()}  # fmt: skip
-    parameters = _from_other(file, blobs, "torchvision")
+    parameters = _from_other(file, blobs, TORCHVISION, 224)
     parameters["conv1/kernel"] = (parameters["conv1/kernel"] / (255 * TORCHVISION_STD)[:, None]).astype(np.float32)
     mean_image = np.broadcast_to(255 * TORCHVISION_MEAN, (IMAGENET, IMAGENET, 3))
-    return _imported(file, "torchvision", parameters, mean_image, class_names)
+    return _imported(file, TORCHVISION, 224, parameters, mean_image, class_names)
 
 
 def from_caffe(file: str | Path, mean: str | Path, class_names: tuple[str, ...] = ()) -> Trained:
     """`bvlc_alexnet.caffemodel`; mean: Caffe's .binaryproto of the mean image. BGR becomes RGB. Raises InputError."""
     file = Path(file)
     blobs = caffe.read_layers(file)
-    expected = set(named(ARCHITECTURES["caffe"]))
+    expected = set(named(CAFFE))
     if set(blobs) != expected:
         raise InputError(f"{file}: {_differing(set(blobs), expected)}, for bvlc_alexnet")
     for name, of in blobs.items():
         if len(of) != 2:
             raise InputError(f"{file}: {name} has {len(of)} blobs, not weights and biases")
-    parameters = _from_other(file, blobs, "caffe")
+    parameters = _from_other(file, blobs, CAFFE, CAFFE_IMAGE_SIZE)
     parameters["conv1/kernel"] = parameters["conv1/kernel"][:, :, ::-1]
     mean_image = caffe.read_mean(Path(mean))
     if mean_image.shape != (IMAGENET, IMAGENET, 3):
         raise InputError(f"{mean}: is a mean of {mean_image.shape[:2]} pixels, not of {IMAGENET} × {IMAGENET}")
-    return _imported(file, "caffe", parameters, mean_image, class_names)
+    return _imported(file, CAFFE, CAFFE_IMAGE_SIZE, parameters, mean_image, class_names)
 
 
 def to_pytorch(network: Trained) -> dict[str, Float[np.ndarray, "..."]]:
@@ -81,13 +80,14 @@ def to_pytorch(network: Trained) -> dict[str, Float[np.ndarray, "..."]]:
     return found
 
 
-def _from_other(file: Path, blobs: Mapping[str, list[np.ndarray]], architecture: str) -> dict[str, np.ndarray]:
+def _from_other(
+    file: Path, blobs: Mapping[str, list[np.ndarray]], layers: Layers, crop_size: int
+) -> dict[str, np.ndarray]:
     """The parameters by our names, from weights (out, in, …) with the inputs of a dense layer in the order channel,
     height, width.
     """
     found: dict[str, np.ndarray] = {}
-    layers = ARCHITECTURES[architecture]
-    shapes = _flattened_from(layers, image_size(architecture))
+    shapes = _flattened_from(layers, crop_size)
     for name, layer in named(layers).items():
         weight, bias = (np.asarray(blob, np.float32) for blob in blobs[name])
         bias = bias.reshape(-1)
@@ -108,7 +108,7 @@ def _from_other(file: Path, blobs: Mapping[str, list[np.ndarray]], architecture:
 
 def _flattened_from(layers: Layers, crop_size: int) -> dict[str, tuple[int, ...]]:
     """The first dense layer, and the shape (height, width, channels) of what it flattens."""
-    rows = model.summary(layers, crop_size)
+    rows = summary(layers, crop_size)
     for before, row in itertools.pairwise(rows):
         if len(before.output_shape) == 3 and len(row.output_shape) == 1:
             return {row.name: before.output_shape}
@@ -116,31 +116,19 @@ def _flattened_from(layers: Layers, crop_size: int) -> dict[str, tuple[int, ...]
 
 
 def _imported(
-    file: Path, architecture: str, parameters: dict[str, np.ndarray], mean_image: np.ndarray, names: tuple[str, ...]
+    file: Path,
+    layers: Layers,
+    crop_size: int,
+    parameters: dict[str, np.ndarray],
+    mean_image: np.ndarray,
+    names: tuple[str, ...],
 ) -> Trained:
     outputs = len(parameters["fc8/bias"])
     names = names or tuple(f"class {number}" for number in range(outputs))
     if len(names) != outputs:
         raise InputError(f"{file}: has {outputs} outputs, and {len(names)} class names are given")
-    config = Config(architecture=architecture, crop_size=image_size(architecture))
-    layers = with_classes(ARCHITECTURES[architecture], outputs)
-    return assembled(file, config, 0, names, mean_image, layers, parameters)
-
-
-def read_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata. Raises InputError where the file is damaged; nothing in it is run."""
-    try:
-        with safetensors.safe_open(file, framework="numpy") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError:
-        raise InputError(f"{file}: is not there") from None
-    except Exception as error:  # the library has types of its own
-        raise InputError(f"{file}: is damaged, or no .safetensors ({error})") from error
-
-
-def is_ours(file: Path) -> bool:
-    """Whether `weights.save` wrote it."""
-    return file.suffix == ".safetensors" and read_safetensors(file)[1].get("format") == FORMAT
+    config = Config(crop_size=crop_size)
+    return network_of_arrays(file, config, 0, names, mean_image, with_classes(layers, outputs), parameters)
 
 
 def _read_pth(file: Path) -> dict[str, np.ndarray]:

@@ -1,10 +1,10 @@
-"""A network as a run left it in its folder, to be used."""
+"""A trained network, with all that it takes to ask it."""
 
 import dataclasses
 import functools
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +14,29 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.data.datasets import Dataset, open_dataset
+from alexnet_jax.data.images import Pixels, read_file, upright_rgb
 from alexnet_jax.device import xla
-from alexnet_jax.paper import evaluate, optim
-from alexnet_jax.paper.architectures import ARCHITECTURES, Layers, with_classes
-from alexnet_jax.paper.model import AlexNet
-from alexnet_jax.paper.train_state import init_params, init_state
-from alexnet_jax.runs import checkpoint
-from alexnet_jax.runs import log as runlog
+from alexnet_jax.device.tuned import tuned
+from alexnet_jax.paper import evaluate
+from alexnet_jax.paper.augment import center_view, subtract_mean
+from alexnet_jax.paper.model import AlexNet, outputs
+from alexnet_jax.paper.table import Layers, output_names
+from alexnet_jax.paper.train_state import shapes_of_params
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
     """A network, and what it must be fed.
 
-    step: of the checkpoint. class_names: of its outputs. mean_image: of its training images, which are as large.
-    params: as `net.apply` takes them.
+    source: the run's folder, or the file. step: how many it was trained. config: with which settings. dataset: name of
+    the data set, where it is known. class_names: of its outputs. mean_image: of its training images, which are as
+    large. net: of the formulas; what computes here uses `tuned`. params: as `net.apply` takes them.
     """
 
-    workdir: Path
+    source: Path
     step: int
     config: Config
+    dataset: str
     class_names: tuple[str, ...]
     mean_image: Float[np.ndarray, "size size 3"]
     net: AlexNet
@@ -44,38 +47,112 @@ class Trained:
         """Side of the images, before views are cut out of them."""
         return len(self.mean_image)
 
+    def preprocess(self, picture: str | Path | bytes | np.ndarray) -> Pixels:
+        """A picture as `probabilities` and `features` take it: upright RGB, (size, size, 3), uint8.
+
+        picture: a file's path or content, or pixels (height, width, 3). Raises InputError where a file is none, and
+        ValueError where content is none.
+        """
+        if isinstance(picture, (str, Path)):
+            return read_file(picture, self.size)
+        return upright_rgb(picture, self.size)
+
+    def probabilities(
+        self, images: UInt8[np.ndarray | Array, "n size size 3"], *, views: int = 1
+    ) -> Float[Array, "n classes"]:
+        """The softmax outputs, of the centre of each image or (views=10) averaged over §4.1's ten views."""
+        if views not in self._compiled:
+            logits = self.make_logits(views=views)
+            self._compiled[views] = _compiled(lambda params, images: jax.nn.softmax(logits(params, images)))
+        return self._compiled[views](self.params, images)
+
+    def features(
+        self, images: UInt8[np.ndarray | Array, "n size size 3"] | Sequence[str | Path], names: Sequence[str]
+    ) -> dict[str, Float[np.ndarray, "n ..."]]:
+        """The outputs of these names, as "fc7:relu", of the centre of each image, in float32. See `model.outputs`.
+
+        images: or files of pictures. Raises InputError for a name that there is not, or a file that is no picture.
+        """
+        key = tuple(names)
+        if key not in self._compiled:
+            self._compiled[key] = _compiled(self.make_outputs(names))
+        found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        for start in range(0, len(images), BATCH):
+            some = images[start : start + BATCH]
+            batch = np.zeros((BATCH, self.size, self.size, 3), np.uint8)  # one size, compiled once
+            batch[: len(some)] = [self.preprocess(of) if isinstance(of, (str, Path)) else of for of in some]
+            for name, rows in self._compiled[key](self.params, batch).items():
+                found[name].append(np.asarray(rows, np.float32)[: len(some)])
+        if not len(images):
+            raise InputError("no picture is given")
+        return {name: np.concatenate(rows) for name, rows in found.items()}
+
+    @functools.cached_property
+    def _compiled(self) -> dict[Any, Callable]:
+        return {}
+
+    @functools.cached_property
+    def _tuned(self) -> AlexNet:
+        return self.net.clone(layers=tuned(self.net.layers))
+
+    def make_logits(
+        self, *, views: int = 1, formulas: bool = False
+    ) -> Callable[[PyTree, UInt8[Array, "n size size 3"]], Float[Array, "n classes"]]:
+        """The function (params, images) → logits, as `evaluate.make_logits`: 1 view, or §4.1's 10.
+
+        formulas: without this machine's faster forms, for programs that are to run on others.
+        """
+        net = self.net if formulas else self._tuned
+        mean_image = jnp.asarray(self.mean_image, jnp.float32)
+        return evaluate.make_logits(
+            net.apply, mean_image, self.config.crop_size, views=views, center_mean=self.config.center_mean
+        )
+
+    def make_outputs(self, names: Sequence[str]) -> Callable[[PyTree, UInt8[Array, "n size size 3"]], dict[str, Array]]:
+        """The function (params, images) → outputs by name, of the centre of each image. Raises InputError."""
+        known = output_names(self.net.layers)
+        for name in names:
+            if name not in known:
+                raise InputError(f"{self.source}: its network has no output {name}; there are {', '.join(known)}")
+        mean_image = jnp.asarray(self.mean_image, jnp.float32)
+
+        def of_images(params: PyTree, images: Array) -> dict[str, Array]:
+            views = center_view(subtract_mean(images, mean_image), self.config.crop_size)
+            return outputs(self._tuned, {"params": params}, views, names)
+
+        return of_images
+
     def open_dataset(self, dataset: str = "") -> Dataset:
-        """The named data set, or else the one it was trained on. Raises InputError where a file does not tell that."""
-        if not (dataset or self.config.dataset):
-            raise InputError(f"--dataset=PATH is needed: {self.workdir} does not tell where its images are")
-        return open_dataset(dataset or self.config.dataset)
+        """The named data set, or else the one it was trained on. Raises InputError where a file does not say that."""
+        if not (dataset or self.dataset):
+            raise InputError(f"--dataset=PATH is needed: {self.source} does not say where its images are")
+        return open_dataset(dataset or self.dataset)
 
     def check_size(self, dataset: Dataset) -> None:
         """Raises InputError where the images of a data set have another size than those it was made for."""
         if self.size != dataset.size:
             raise InputError(
-                f"{self.workdir}: is for images of {self.size} pixels, those of {dataset.path} have {dataset.size}"
+                f"{self.source}: is for images of {self.size} pixels, those of {dataset.path} have {dataset.size}"
             )
 
-    def make_logits(self, *, views: int = 1) -> Callable[[PyTree, UInt8[Array, "n size size 3"]], Array]:
-        """As `evaluate.make_logits`: 1 view, or §4.1's 10."""
-        mean_image = jnp.asarray(self.mean_image, jnp.float32)
-        return evaluate.make_logits(
-            self.net.apply, mean_image, self.config.crop_size, views=views, center_mean=self.config.center_mean
-        )
 
-    def make_probabilities(
-        self, *, views: int = 1
-    ) -> Callable[[UInt8[np.ndarray | Array, "n size size 3"]], Float[Array, "n classes"]]:
-        """The compiled function images → softmax outputs, averaged over the views."""
-        logits = self.make_logits(views=views)
-        compiled = jax.jit(
-            lambda params, images: jax.nn.softmax(logits(params, images)), compiler_options=xla.compiler_options()
-        )
-        return functools.partial(compiled, self.params)
+BATCH = 16  # images of `features` at once
 
 
-def assembled(
+def _compiled(function: Callable) -> Callable:
+    return jax.jit(function, compiler_options=xla.compiler_options())
+
+
+def built(file: Path, layers: Layers, config: Config) -> tuple[AlexNet, PyTree]:
+    """The network of a table, and its parameters' shapes. Raises InputError, naming the file, where there is none."""
+    try:
+        net = AlexNet(layers, jnp.dtype(config.precision))
+        return net, shapes_of_params(net, config.crop_size)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file}: its network cannot be built ({error})") from error
+
+
+def network_of_arrays(
     file: Path,
     config: Config,
     step: int,
@@ -88,11 +165,7 @@ def assembled(
 
     Raises InputError, naming the file and the parameter, where one does not fit the table.
     """
-    try:
-        net = AlexNet(layers, jnp.dtype(config.precision))
-        like = jax.eval_shape(lambda: init_params(net, jax.random.key(0), config.crop_size))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{file}: its network cannot be built ({error})") from error
+    net, like = built(file, layers, config)
     if len(mean_image) < config.crop_size:
         raise InputError(
             f"{file}: its mean_image of {len(mean_image)} pixels is smaller than crops of {config.crop_size}"
@@ -107,61 +180,4 @@ def assembled(
         if not np.isfinite(values).all():
             raise InputError(f"{file}: {name} is not finite")
     params = unflatten_dict({name: jnp.asarray(of, jnp.float32) for name, of in parameters.items()}, sep="/")
-    return Trained(file, step, config, class_names, np.asarray(mean_image), net, params)
-
-
-def load(workdir: str | Path, checkpoint_step: str = "latest") -> Trained:
-    """The network of a run, which may still be running; or of a .safetensors of `weights.save`.
-
-    checkpoint_step: "latest", "best" (lowest validation top-1 error), or a step's number; a file has but one network.
-
-    Raises InputError where the folder is not a run's, or the checkpoint is not there or damaged.
-    """
-    workdir = Path(workdir).expanduser()
-    if workdir.suffix == ".safetensors":
-        from alexnet_jax import weights  # which is above this
-
-        if checkpoint_step not in ("latest", "best"):
-            raise InputError(f"{workdir}: holds one network and has no checkpoint '{checkpoint_step}'")
-        return weights.load(workdir)
-    config, class_names, mean_image = _facts(workdir)
-    if config.architecture not in ARCHITECTURES:
-        raise InputError(f"{workdir}: its architecture '{config.architecture}' is unknown here")
-    outputs = config.num_classes or len(class_names)
-    class_names = evaluate.output_names(class_names, outputs)
-    net = AlexNet(with_classes(ARCHITECTURES[config.architecture], outputs), jnp.dtype(config.precision))
-    optimizer = optim.of_config(config, 1.0, taken=runlog.taken_over(workdir))
-    like = init_state(net, optimizer, crop_size=config.crop_size, seed=0)
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
-    try:
-        step = checkpoints.step_of(checkpoint_step)
-        state = checkpoints.restore(step, like)
-    except checkpoint.Damaged as error:
-        raise InputError(f"{workdir}: the checkpoint of step {step} is damaged ({error})") from error
-    finally:
-        checkpoints.close()
-    return Trained(workdir, step, config, class_names, mean_image, net, jax.device_put(state.params))
-
-
-def _facts(workdir: Path) -> tuple[Config, tuple[str, ...], np.ndarray]:
-    """Its config, and of its training images the classes and the mean."""
-    try:
-        saved = json.loads((workdir / "config.json").read_text())
-        config, fingerprint = Config.from_json(saved["config"]), saved["data"]
-    except FileNotFoundError:
-        raise InputError(f"{workdir}: there is no run (no config.json)") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{workdir / 'config.json'}: cannot be read ({error})") from error
-    file = workdir / runlog.FACTS
-    try:
-        with np.load(file, allow_pickle=False) as facts:
-            return config, tuple(map(str, facts["class_names"])), facts["mean_image"]
-    except FileNotFoundError:  # of a run before there were such files
-        dataset = open_dataset(config.dataset)
-        if dataset.fingerprint() != fingerprint:
-            raise InputError(
-                f"{file}: is missing, and {config.dataset} holds other images than it was trained on"
-            ) from None
-        return config, dataset.class_names, dataset.statistics.mean_image
-    except Exception as error:  # NumPy raises many types
-        raise InputError(f"{file}: cannot be read ({error})") from error
+    return Trained(file, step, config, "", class_names, np.asarray(mean_image), net, params)

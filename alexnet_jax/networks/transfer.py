@@ -5,18 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.data.datasets import Dataset
-from alexnet_jax.networks import network as trained
-from alexnet_jax.paper.architectures import named
+from alexnet_jax.files import write_whole
+from alexnet_jax.networks.loading import load
 from alexnet_jax.paper.model import AlexNet
-from alexnet_jax.paper.train_state import init_params
-from alexnet_jax.runs import log as runlog
+from alexnet_jax.paper.table import named
+from alexnet_jax.paper.train_state import shapes_of_params
+from alexnet_jax.paper.written import own_steps
+from alexnet_jax.runs.workdir import ORIGIN, taken_over
 
 
 class Origin(NamedTuple):
@@ -34,10 +35,10 @@ class Origin(NamedTuple):
         return unflatten_dict({**flatten_dict(params, sep="/"), **self.values}, sep="/")
 
     def keep(self, workdir: Path) -> None:
-        """Tells what is taken over, and keeps it in the workdir, for when the run is continued."""
+        """Says what is taken over, and keeps it in the workdir, for when the run is continued."""
         if self.values:
             facts = {"from": self.name, "taken": self.taken, "new": self.new}
-            runlog.write_whole(workdir / runlog.ORIGIN, json.dumps(facts, indent=1) + "\n")
+            write_whole(workdir / ORIGIN, json.dumps(facts, indent=1) + "\n")
             print(f"{self.name}: {', '.join(self.taken)}; new: {', '.join(self.new) or 'none'}", flush=True)
 
 
@@ -51,14 +52,14 @@ def find_origin(config: Config, workdir: Path, net: AlexNet, dataset: Dataset) -
         if config.frozen_layers:
             raise InputError(f"--frozen_layers={','.join(config.frozen_layers)}: needs --init_from")
         return Origin("", [], [], {})
-    taken = runlog.taken_over(workdir)
+    taken = taken_over(workdir)
     if taken and any((workdir / "checkpoints").glob("[0-9]*")):
         return Origin(config.init_from, taken, [], {})
     try:
-        origin = trained.load(config.init_from)
+        origin = load(config.init_from, steps=own_steps(net.layers))
     except InputError as error:
         raise InputError(f"--init_from={config.init_from}: {error}") from error
-    own = flatten_dict(jax.eval_shape(lambda: init_params(net, jax.random.key(0), config.crop_size)), sep="/")
+    own = flatten_dict(shapes_of_params(net, config.crop_size), sep="/")
     theirs = flatten_dict(origin.params, sep="/")
     last = f"{[*named(origin.net.layers)][-1]}/"
     if origin.class_names[: len(dataset.class_names)] != dataset.class_names:
@@ -70,4 +71,4 @@ def find_origin(config: Config, workdir: Path, net: AlexNet, dataset: Dataset) -
         if not {f"{layer}/kernel", f"{layer}/bias"} <= set(taken):
             raise InputError(f"--frozen_layers={layer}: is not taken over from {config.init_from}")
     values = {name: np.asarray(theirs[name]) for name in taken}
-    return Origin(f"{origin.workdir}, step {origin.step}", taken, [name for name in own if name not in values], values)
+    return Origin(f"{origin.source}, step {origin.step}", taken, [name for name in own if name not in values], values)

@@ -9,12 +9,21 @@ into pieces for several devices without changing a single number.
 import jax
 import jax.numpy as jnp
 from jax import random
-from jaxtyping import Array, Float, Key, Num, UInt8
+from jaxtyping import Array, Float, Int, Key, Num, UInt8
 
 
-def image_keys(key: Key[Array, "*batch"], batch: int) -> Key[Array, "{batch}"]:
-    """One key an image: splits a single key, and returns keys that are one an image as they are."""
-    return random.split(key, batch) if key.ndim == 0 else key
+def image_keys(key: Key[Array, "*batch"], images: int | Int[Array, "n"], *, chunk: int = 1) -> Key[Array, "n"]:
+    """One key an image, out of one key for all. Keys that are one an image already are returned as they are.
+
+    Args:
+      images: how many; or the places of these images in a batch of which other devices have the rest. An image's key is
+        a function of its place, so that it is the same on any number of devices.
+      chunk: so many images in a row of the whole batch get the key of the first of them.
+    """
+    if key.ndim:
+        return key
+    places = jnp.arange(images) if isinstance(images, int) else images
+    return jax.vmap(random.fold_in, (None, 0))(key, places // chunk * chunk)
 
 
 def random_crop(

@@ -1,7 +1,7 @@
 """§6: exact top-1 and top-5 errors."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,8 +10,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from alexnet_jax.data.input_pipeline import Batch
-from alexnet_jax.device import parallel
 from alexnet_jax.paper.augment import center_view, subtract_mean, ten_views
 
 
@@ -43,7 +41,7 @@ def likeliest(
     return [(class_names[index], float(probabilities[index])) for index in order]
 
 
-def output_names(class_names: Sequence[str], outputs: int) -> tuple[str, ...]:
+def all_class_names(class_names: Sequence[str], outputs: int) -> tuple[str, ...]:
     """The names of the classes, and numbers for outputs beyond them."""
     return (*class_names, *(f"output {number}" for number in range(len(class_names), outputs)))
 
@@ -98,24 +96,43 @@ def make_logits(
 
 def make_evaluation_step(
     logits: Callable[[PyTree, UInt8[Array, "n size size 3"]], Float[Array, "n classes"]],
-) -> Callable[[PyTree, Batch], dict[str, Array]]:
-    """The step (params, batch) → sums of `count_errors` over all devices. logits: from `make_logits`."""
+    *,
+    axis_name: str | None = None,
+    metrics: Mapping[str, Callable[[Array, Array], Array]] | None = None,
+) -> Callable[[PyTree, tuple], dict[str, Array]]:
+    """The step (params, (images, labels)) → sums over the rows whose label is not -1, to be compiled.
 
-    def evaluation_step(params: PyTree, batch: Batch) -> dict[str, Array]:
-        return parallel.total(count_errors(logits(params, jnp.asarray(batch.images)), jnp.asarray(batch.labels)))
+    Args:
+      logits: from `make_logits`.
+      axis_name: as in `make_train_step`; the sums are then those over all devices.
+      metrics: more numbers, (logits, labels) → one an image, of which `evaluate` gives the mean.
+    """
+
+    def evaluation_step(params: PyTree, batch: tuple) -> dict[str, Array]:
+        images, labels = map(jnp.asarray, batch)
+        answers = logits(params, images)
+        sums = count_errors(answers, labels)
+        for name, metric in (metrics or {}).items():
+            sums[name] = jnp.sum(jnp.where(labels >= 0, metric(answers, jnp.maximum(labels, 0)), 0))
+        return sums if axis_name is None else lax.psum(sums, axis_name)
 
     return evaluation_step
 
 
-def evaluate(step: Callable, params: PyTree, batches: Iterable[Batch], examples: int) -> Errors:
-    """Errors over `batches`, which must hold just `examples` real rows: none is left out, none counted twice.
+def evaluate(
+    step: Callable, params: PyTree, batches: Iterable[tuple], examples: int
+) -> tuple[Errors, dict[str, float]]:
+    """Errors over `batches`, which must hold just `examples` real rows: none is left out, none counted twice. And the
+    means of the step's other metrics.
 
-    step: a `make_evaluation_step`, mapped over the devices; it takes batches as they come from `batches`.
+    step: a `make_evaluation_step`, compiled; it takes batches as they come from `batches`.
     """
-    sums = {"top1": 0, "top5": 0, "nll": 0.0, "examples": 0}
+    sums: dict[str, float] = {}
     for batch in batches:
         for name, value in jax.device_get(step(params, batch)).items():
-            sums[name] += value.item()
-    if sums["examples"] != examples:
-        raise AssertionError(f"evaluated {sums['examples']} images of {examples}")
-    return Errors(sums["top1"] / examples, sums["top5"] / examples, sums["nll"] / examples, examples)
+            sums[name] = sums.get(name, 0) + value.item()
+    found = sums.pop("examples", 0)
+    if found != examples:
+        raise AssertionError(f"evaluated {found} images of {examples}")
+    top1, top5, nll = (sums.pop(name) / examples for name in ("top1", "top5", "nll"))
+    return Errors(top1, top5, nll, examples), {name: total / examples for name, total in sums.items()}

@@ -1,10 +1,8 @@
 """§3: the one network that walks any table of layers."""
 
 import contextlib
-import functools
-import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,10 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from alexnet_jax.paper.architectures import ARCHITECTURES as ARCHITECTURES  # also to be found here
-from alexnet_jax.paper.architectures import PAPER, Conv, Dense, Layers, Local, check, named
+from alexnet_jax.paper.architectures import PAPER
 from alexnet_jax.paper.augment import image_keys
-from alexnet_jax.paper.layers import add_bias
+from alexnet_jax.paper.table import Conv, Dense, Layers, Local, check, named, output_names, step_names
 
 
 class _Layer(nn.Module):
@@ -25,13 +22,15 @@ class _Layer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, key: Array | None) -> Array:
+    def __call__(self, x: Array, keys: Array | None) -> Array:
         layer = self.layer
         kernel = self.param("kernel", nn.initializers.normal(layer.std), layer.kernel_shape(x.shape), jnp.float32)
         bias = self.param("bias", nn.initializers.constant(layer.bias), layer.bias_shape(x.shape), jnp.float32)
-        x = add_bias(layer(x, kernel.astype(self.dtype)), bias.astype(self.dtype))
-        for number, step in enumerate(layer.then):
-            x = step(x, _fold_in(key, number)) if _is_random(step) else step(x)
+        x = layer.add_bias(layer(x, kernel.astype(self.dtype)), bias.astype(self.dtype))
+        self.sow("intermediates", "", x)  # for `outputs`; nothing is kept where nobody asks
+        for number, (name, step) in enumerate(zip(step_names("", layer), layer.then, strict=True)):
+            x = step(x, _fold_in(keys, number))
+            self.sow("intermediates", name, x)
         return x
 
 
@@ -77,20 +76,25 @@ def _naming(name: str, shape: tuple[int, ...]) -> Iterator[None]:
         raise ValueError(f"{name}: {error}, where an image has {shape[1]}×{shape[2]}") from error
 
 
-def _is_random(step: Callable) -> bool:
-    return "key" in inspect.signature(step).parameters
-
-
 def _fold_in(keys: Array | None, number: int) -> Array | None:
     return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
-def activations(net: AlexNet, variables: Any, images: Float[Array, "n height width 3"]) -> dict[str, Array]:
-    """The output of each layer after its last step, by name, in test mode."""
-    _, state = net.apply(
-        variables, images, train=False, capture_intermediates=lambda module, _: isinstance(module, _Layer)
-    )
-    return {name: state["intermediates"][name]["__call__"][0] for name in named(net.layers)}
+def outputs(
+    net: AlexNet, variables: Any, images: Float[Array, "n height width 3"], names: Sequence[str]
+) -> dict[str, Array]:
+    """The outputs of these names, in test mode, in one pass: "conv1", "conv1:relu", "conv1:lrn", … "fc8".
+
+    A layer's own name is its output with biases, before its steps. Of a convolution (n, height, width, kernels), of a
+    dense layer (n, features). Raises ValueError for a name that there is not.
+    """
+    known = output_names(net.layers)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no output {name}; there are {', '.join(known)}")
+    _, state = net.apply(variables, images, train=False, mutable=["intermediates"])
+    layers = {name: name.partition(":") for name in names}
+    return {name: state["intermediates"][layer][colon + step][0] for name, (layer, colon, step) in layers.items()}
 
 
 class LayerSummary(NamedTuple):
@@ -118,7 +122,7 @@ def summary(layers: Layers, image_size: int = 224) -> list[LayerSummary]:
             kernel, bias = layer.kernel_shape(shape), layer.bias_shape(shape)
             out = shape = _shape(layer, shape, kernel)
             for step in layer.then:
-                shape = _shape(functools.partial(step, key=None) if _is_random(step) else step, shape)
+                shape = _shape(step, shape)
         weights, positions = math.prod(kernel), math.prod(out[1:-1])
         multiply_adds = weights * (positions if isinstance(layer, Conv) else 1)  # whose weights are used at each place
         rows.append(LayerSummary(name, shape[1:], positions * out[-1], weights + math.prod(bias), multiply_adds))

@@ -5,67 +5,102 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import PyTree
 
 from alexnet_jax.config import Config
 
 
-def sgd(
-    learning_rate: optax.ScalarOrSchedule | Mapping[str, optax.ScalarOrSchedule],
-    *,
-    momentum: float = 0.9,
-    weight_decay: float | Mapping[str, float] = 5e-4,
-    decay_biases: bool = True,
-) -> optax.GradientTransformationExtraArgs:
+def papers_rule(
+    learning_rate: optax.ScalarOrSchedule, momentum: float = 0.9, weight_decay: float = 5e-4, *, patience: int = 0
+) -> optax.GradientTransformation:
     """The paper's update rule, §5: v ← m·v - d·ε·w - ε·∂L/∂w; w ← w + v.
 
     The learning rate ε stands *inside* the velocity v. Where it drops, the old velocity keeps the old rate; in
     `optax.sgd` (and PyTorch) the whole velocity is multiplied by the new one.
 
-    `update(…, rate_scale=s)` multiplies every ε by s in that step (see `plateau_next`).
-
     Args:
-      learning_rate: ε, a number or a function of the step; or several, by parameter: under "conv1/kernel" for that
-        one, under "kernel" or "bias" for all others of the kind. Where ε is 0 nothing moves, whatever its velocity:
-        this is how the code of 2012 froze layers.
+      learning_rate: ε, a number or a function of the step. Where it is 0 nothing moves, whatever its velocity: this is
+        how the code of 2012 froze layers.
       momentum: m.
-      weight_decay: d, or several, by parameter in the same way.
-      decay_biases: whether biases decay too. The paper makes no exception; in the code of 2012 they do not.
+      weight_decay: d.
+      patience: of `with_plateau`, which then multiplies ε inside the velocity; 0: off.
     """
-    names_of_decays = weight_decay if isinstance(weight_decay, Mapping) else ("kernel", "bias")
-    rates = learning_rate if isinstance(learning_rate, Mapping) else dict.fromkeys(names_of_decays, learning_rate)
-    decays = weight_decay if isinstance(weight_decay, Mapping) else dict.fromkeys(rates, weight_decay)
-    own = {*rates, *decays}
-
-    def rule(name: str) -> optax.GradientTransformationExtraArgs:
-        kind = name.rpartition("/")[2]
-        rate, decay = (of[name] if name in of else of[kind] for of in (rates, decays))
-        schedule = rate if callable(rate) else optax.constant_schedule(rate)
-        return optax.chain(
-            optax.add_decayed_weights(decay if decay_biases or kind != "bias" else 0.0),
-            optax.scale_by_learning_rate(schedule),
-            _scale_by_argument(),
-            optax.trace(decay=momentum),
-            optax.scale_by_schedule(lambda step: jnp.where(schedule(step) == 0, 0.0, 1.0)),
-        )
-
-    def names(params: PyTree) -> PyTree:
-        def name(path: Sequence[Any], _: Any) -> str:
-            keys = [key.key for key in path]
-            return "/".join(keys) if "/".join(keys) in own else keys[-1]
-
-        return jax.tree_util.tree_map_with_path(name, params)
-
-    return optax.partition({name: rule(name) for name in sorted(own)}, names)
+    schedule = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
+    move = optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(schedule))
+    return optax.chain(
+        with_plateau(move, patience) if patience else move,
+        optax.trace(decay=momentum),
+        optax.scale_by_schedule(lambda step: jnp.where(schedule(step) == 0, 0.0, 1.0)),
+    )
 
 
-def _scale_by_argument() -> optax.GradientTransformationExtraArgs:
-    def update(updates: PyTree, state: Any, params: Any = None, *, rate_scale: Any = 1.0, **_: Any) -> tuple:
-        return jax.tree.map(lambda update: rate_scale * update, updates), state
+def by_parameter(rules: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformationExtraArgs:
+    """Other rules for other parameters: that under "conv1/kernel" for this one, under "kernel" or "bias" for all others
+    of the kind.
+    """
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    def label(path: Sequence[Any], _: Any) -> str:
+        keys = [key.key for key in path]
+        return "/".join(keys) if "/".join(keys) in rules else keys[-1]
+
+    return optax.partition(dict(rules), lambda params: jax.tree_util.tree_map_with_path(label, params))
+
+
+class PlateauState(NamedTuple):
+    """Of `with_plateau`. scale: what multiplies the updates; lowest: error so far; since: evaluations since that."""
+
+    inner: PyTree
+    scale: PyTree
+    lowest: PyTree
+    since: PyTree
+    patience: PyTree
+
+
+def with_plateau(rule: optax.GradientTransformation, patience: int = 5) -> optax.GradientTransformationExtraArgs:
+    """Any rule, its updates divided by 10 when the validation error has stopped improving, three times at most (§5).
+
+    Stopped means: `patience` evaluations in a row, none with an error lower than all before (see `plateau_after`). In
+    the paper's own rule the rate stands inside the velocity: `papers_rule(…, patience=5)`.
+    """
+    inner = optax.with_extra_args_support(rule)
+
+    def init(params: PyTree) -> PlateauState:
+        # 2 is above every error.
+        return PlateauState(inner.init(params), jnp.float32(1), jnp.float32(2), jnp.int32(0), jnp.int32(patience))
+
+    def update(
+        updates: PyTree, state: PlateauState, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PlateauState]:
+        updates, inner_state = inner.update(updates, state.inner, params, **extra)
+        scaled = jax.tree.map(lambda update: state.scale.astype(update.dtype) * update, updates)
+        return scaled, state._replace(inner=inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def plateaus(opt_state: PyTree) -> list[PlateauState]:
+    """The states of `with_plateau` in that of an optimizer."""
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda of: isinstance(of, PlateauState))
+    return [of for of in leaves if isinstance(of, PlateauState)]
+
+
+def plateau_after(opt_state: PyTree, error: float) -> PyTree:
+    """The optimizer's state after an evaluation: each `with_plateau` in it has seen this error.
+
+    §5: "divide the learning rate by 10 when the validation error rate stopped improving"; three times at most.
+    """
+
+    def seen(of: Any) -> Any:
+        if not isinstance(of, PlateauState):
+            return of
+        lowest = jnp.minimum(jnp.float32(error), of.lowest)
+        since = jnp.where(lowest < of.lowest, 0, of.since + 1)
+        dropping = since == of.patience
+        scale = jnp.where(dropping, jnp.maximum(of.scale / 10, jnp.float32(0.001)), of.scale)
+        return of._replace(scale=scale, lowest=lowest, since=jnp.where(dropping, 0, since))
+
+    return jax.tree.map(seen, opt_state, is_leaf=lambda of: isinstance(of, PlateauState))
 
 
 def step_schedule(learning_rate: float, drops: Sequence[int], freeze: int | None = None) -> optax.Schedule:
@@ -77,7 +112,7 @@ def step_schedule(learning_rate: float, drops: Sequence[int], freeze: int | None
 
 
 def learning_rates(config: Config, steps_per_epoch: float, taken: Sequence[str] = ()) -> dict[str, optax.Schedule]:
-    """The schedules of a run, by parameter as `sgd` takes them.
+    """The schedules of a run, by parameter as in `by_parameter`.
 
     taken: names of the parameters that come from another network, and learn more slowly or not at all.
     """
@@ -105,45 +140,18 @@ def learning_rates(config: Config, steps_per_epoch: float, taken: Sequence[str] 
     return {**rates, **{name: scaled(name) for name in taken}}
 
 
-def of_config(
-    config: Config,
-    steps_per_epoch: float,
-    *,
-    taken: Sequence[str] = (),
-    weight_decay: Mapping[str, float] | None = None,
+def configured_rule(
+    config: Config, steps_per_epoch: float, taken: Sequence[str] = ()
 ) -> optax.GradientTransformationExtraArgs:
-    """`sgd` as the config has it. taken: as in `learning_rates`. weight_decay: not the config's, by parameter."""
-    return sgd(
-        learning_rates(config, steps_per_epoch, taken),
-        momentum=config.momentum,
-        weight_decay=config.weight_decay if weight_decay is None else weight_decay,
-        decay_biases=config.decay_biases,
+    """`papers_rule` for each parameter, with the rates and decays of the config. taken: as in `learning_rates`."""
+    rates = learning_rates(config, steps_per_epoch, taken)
+
+    def decay(name: str) -> float:
+        return config.weight_decay if config.decay_biases or name.rpartition("/")[2] != "bias" else 0.0
+
+    return by_parameter(
+        {
+            name: papers_rule(rate, config.momentum, decay(name), patience=config.plateau_patience)
+            for name, rate in rates.items()
+        }
     )
-
-
-class Plateau(NamedTuple):
-    """Of the plateau rule: what multiplies the learning rates; the lowest error; how many evaluations since that."""
-
-    scale: np.float32
-    lowest: np.float32
-    since: np.int32
-
-
-def plateau_start() -> Plateau:
-    """Before the first evaluation."""
-    return Plateau(np.float32(1), np.float32(2), np.int32(0))  # 2: above every error
-
-
-def plateau_next(state: Plateau, error: float, *, patience: int) -> Plateau:
-    """§5: "divide the learning rate by 10 when the validation error rate stopped improving"; three times at most.
-
-    Stopped means: `patience` evaluations in a row, none with an error lower than all before. 0: it never does.
-
-    Args:
-      error: of the evaluation just done.
-    """
-    scale, lowest = state.scale, np.minimum(np.float32(error), state.lowest)
-    since = 0 if lowest < state.lowest else int(state.since) + 1
-    if since == patience > 0:
-        scale, since = np.maximum(scale / np.float32(10), np.float32(0.001)), 0
-    return Plateau(scale, lowest, np.int32(since))

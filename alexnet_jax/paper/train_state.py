@@ -1,41 +1,37 @@
-"""What a training step changes, and a checkpoint holds."""
-
-from typing import Any
+"""What a training step changes."""
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
-from alexnet_jax.paper import model, optim
+from alexnet_jax.paper.model import AlexNet
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a run changes. step: how many have been done. plateau: optim.Plateau. sums: of the metrics of the
-    steps since the last line of the log, and their number.
-    """
+    """step: how many have been done. params, opt_state: as they are after them."""
 
     step: PyTree  # one int32; not annotated as such, since JAX also builds trees of this form out of other leaves
     params: PyTree
     opt_state: PyTree
-    plateau: PyTree
-    sums: PyTree
 
 
-def init_state(net: model.AlexNet, optimizer: optax.GradientTransformation, *, crop_size: int, seed: int) -> TrainState:
+def init_state(
+    net: AlexNet, optimizer: optax.GradientTransformation, *, image_size: int = 224, seed: int = 0
+) -> TrainState:
     """The state before the first step."""
-    params = jax.jit(lambda key: init_params(net, key, crop_size))(jax.random.split(jax.random.key(seed))[0])
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), optim.plateau_start(), no_sums())
+    key = jax.random.split(jax.random.key(seed))[0]  # the other half is of `make_train_step`
+    params = jax.jit(lambda key: init_params(net, key, image_size))(key)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def init_params(net: model.AlexNet, key: jax.Array, crop_size: int) -> PyTree:
+def init_params(net: AlexNet, key: Array, image_size: int) -> PyTree:
     """Parameters as the table has them at first."""
-    return net.init(key, jnp.zeros((1, crop_size, crop_size, 3)), train=False)["params"]
+    return net.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)["params"]
 
 
-def no_sums() -> dict[str, Any]:
-    """The `sums` of no step."""
-    return {"loss": np.float32(0), "top1_error": np.float32(0), "steps": np.float32(0)}
+def shapes_of_params(net: AlexNet, image_size: int) -> PyTree:
+    """Their shapes and types. Nothing is computed. Raises ValueError, naming the layer, where images are too small."""
+    return jax.eval_shape(lambda: init_params(net, jax.random.key(0), image_size))

@@ -1,4 +1,8 @@
-"""Checkpoints by orbax: save, restore, and the signals that ask for one."""
+"""Checkpoints by orbax: save, restore, and the signals that ask for one.
+
+Each has three items: `params`, all that it takes to use the network; `optimizer`, its state and the number of steps;
+`log`, JSON. The first two carry a checksum, and `params` the network's table as well.
+"""
 
 import contextlib
 import itertools
@@ -21,6 +25,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from alexnet_jax.config import InputError
 from alexnet_jax.device import parallel
+from alexnet_jax.paper.train_state import TrainState
+from alexnet_jax.paper.written import Written, differences
 
 
 class Damaged(Exception):
@@ -49,25 +55,39 @@ class Checkpoints:
                 ]
             ),
         )  # fmt: skip
-        handlers = {"state": ocp.StandardCheckpointHandler(), "digest": ocp.JsonCheckpointHandler()}
-        self._folder, self._state_handler = folder, handlers["state"]
+        handlers = {
+            "params": ocp.StandardCheckpointHandler(),
+            "optimizer": ocp.StandardCheckpointHandler(),
+            "log": ocp.JsonCheckpointHandler(),
+            "state": ocp.PyTreeCheckpointHandler(),  # of version 0.1
+        }
+        self._folder, self._handlers = folder, handlers
         with _named_errors(folder, "opened"):
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
-    def save(self, step: int, state: PyTree, top1_error: float = math.inf) -> None:
+    def save(
+        self, step: int, state: TrainState, layers: Written, log: Mapping[str, Any], top1_error: float = math.inf
+    ) -> None:
         """Starts saving; `state` may be overwritten as soon as this returns. Raises InputError where it cannot.
 
-        top1_error: on the validation split, where it is known.
+        layers: the network's table, written out. log: any JSON. top1_error: on the validation split, where it is known.
         """
-        state = _on_host(state)
-        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self._folder).free
+        params, optimizer = _on_host((state.params, {"step": state.step, "state": state.opt_state}))
+        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer))), self._free()
         if free < needed:  # asked first, since a write that fails makes TensorStore's threads print pages
             megabytes = f"{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB free"
             raise InputError(f"{self._folder}: the checkpoint cannot be written (the disk is full: {megabytes})")
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), digest=ocp.args.JsonSave(_digest(state)))
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(params, custom_metadata={"layers": layers, **_digest(params)}),
+            optimizer=ocp.args.StandardSave(optimizer, custom_metadata=_digest(optimizer)),
+            log=ocp.args.JsonSave(dict(log)),
+        )
         with _named_errors(self._folder):
             if not self._manager.save(step, args=items, metrics={"top1_error": top1_error}):
                 raise ValueError(f"orbax did not take that of step {step}")
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self._folder).free
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint."""
@@ -86,21 +106,21 @@ class Checkpoints:
             raise InputError(f"{self._folder}: has no checkpoint '{name}'; {there}")
         return found
 
-    def restore_latest(self, like: PyTree) -> tuple[int, PyTree] | None:
-        """The newest checkpoint that is whole, as (step, state on the host); None where there has been none.
+    def restore_latest(self, like: TrainState, layers: Written) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, as (state on the host, log); None where there has been none.
 
-        Damaged ones after it are set aside, with a warning. Raises InputError where all are damaged, or hold other
-        parameters than `like` has.
+        Damaged ones after it are set aside, with a warning. Raises InputError where all are damaged, or are of another
+        table than `layers`, or have other parameters than `like`.
         """
         damaged = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                state = self.restore(step, like)
+                found = self.restore(step, like, layers)
             except Damaged as error:
                 damaged[step] = error
                 continue
             self._set_aside(damaged)
-            return step, state
+            return found
         if damaged:
             reasons = "; ".join(f"{step}: {error}" for step, error in damaged.items())
             raise InputError(f"{self._folder}: no checkpoint can be read ({reasons}); begin again in another --workdir")
@@ -118,23 +138,47 @@ class Checkpoints:
         parallel.wait_for_all("set aside")
         self._manager.reload()
 
-    def restore(self, step: int, like: PyTree) -> PyTree:
-        """The state of that step, on the host, with the structure and types of `like`.
+    def restore(self, step: int, like: TrainState, layers: Written) -> tuple[TrainState, dict[str, Any]]:
+        """The state of that step, on the host, with the structure and types of `like`; and the log.
 
-        Raises Damaged where it cannot be read, InputError where it holds other parameters.
+        Raises Damaged where it cannot be read, InputError where it is of another network or optimizer.
         """
-        like, folder = _on_host(like), self._folder / str(step)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(like), digest=ocp.args.JsonRestore())
-        try:
-            _compare(folder, self._state_handler.metadata(folder.absolute() / "state").tree, like)
-            restored = self._manager.restore(step, args=items)
-        except InputError:
-            raise
-        except Exception as error:  # orbax and TensorStore raise many types for damaged files
-            raise Damaged(_reason(error)) from error
-        if restored["digest"] != _digest(restored["state"]):  # TensorStore does not notice a changed byte
+        params = self.restore_params(step, like.params, layers)
+        optimizer = self._item(step, "optimizer", {"step": like.step, "state": like.opt_state})
+        with _as_damaged():
+            log = self._manager.restore(step, args=ocp.args.Composite(log=ocp.args.JsonRestore()))["log"]
+        return TrainState(optimizer["step"], params, optimizer["state"]), log
+
+    def restore_params(self, step: int, like: PyTree, layers: Written) -> PyTree:
+        """The parameters alone. like: their shapes and types. Raises as `restore` does."""
+        folder = self._folder / str(step)
+        if not (folder / "params").exists() and (folder / "state").exists():
+            return self._params_of_version_01(step, like)
+        return self._item(step, "params", like, layers)
+
+    def _item(self, step: int, name: str, like: PyTree, layers: Written | None = None) -> PyTree:
+        folder = self._folder / str(step)
+        like = _empty(like)
+        with _as_damaged():
+            metadata = self._handlers[name].metadata(folder.absolute() / name)
+            saved = dict(metadata.custom_metadata)
+            if layers is not None and (differing := differences(saved["layers"], layers)):
+                raise InputError(f"{folder}: is of another network: {'; '.join(differing)}")
+            _compare(folder, name, metadata.tree, like)
+            args = ocp.args.Composite(**{name: ocp.args.StandardRestore(like)})
+            found = self._manager.restore(step, args=args)[name]
+        if saved["crc32"] != _digest(found)["crc32"]:  # TensorStore does not notice a changed byte
             raise Damaged("its numbers are not those that were saved")
-        return restored["state"]
+        return found
+
+    def _params_of_version_01(self, step: int, like: PyTree) -> PyTree:
+        like, folder = {"params": _empty(like)}, self._folder / str(step)
+        with _as_damaged():
+            tree = self._handlers["state"].metadata(folder.absolute() / "state").tree
+            _compare(folder, "params", tree["params"], like["params"])
+            types = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), like)
+            args = ocp.args.PyTreeRestore(like, restore_args=types, partial_restore=True)
+            return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the hosts are to stop after this step: the same answer on all."""
@@ -157,8 +201,13 @@ def _digest(state: PyTree) -> dict[str, str]:
     return {"crc32": f"{value:08x}"}
 
 
-def _compare(folder: Path, found: PyTree, like: PyTree) -> None:
-    """Raises InputError naming the first parameter of another shape than in the checkpoint, or which is missing."""
+def _empty(like: PyTree) -> PyTree:
+    """Arrays of these shapes and types, whose memory nobody touches."""
+    return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+
+
+def _compare(folder: Path, name: str, found: PyTree, like: PyTree) -> None:
+    """Raises InputError naming the first array of another shape than in the checkpoint, or which is missing."""
 
     def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
         leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
@@ -169,9 +218,19 @@ def _compare(folder: Path, found: PyTree, like: PyTree) -> None:
     for leaf in [*now, *before]:
         if before.get(leaf) != now.get(leaf):
             raise InputError(
-                f"{folder}: is of another network: {leaf} is {before.get(leaf, 'missing')} there, "
-                f"{now.get(leaf, 'missing')} here"
+                f"{folder}: is of another {'network' if name == 'params' else 'optimizer'}: {name}/{leaf} is "
+                f"{before.get(leaf, 'missing')} there, {now.get(leaf, 'missing')} here"
             )
+
+
+@contextlib.contextmanager
+def _as_damaged() -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # orbax and TensorStore raise many types for damaged files
+        raise Damaged(_reason(error)) from error
 
 
 @contextlib.contextmanager

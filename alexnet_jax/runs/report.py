@@ -14,8 +14,8 @@ from alexnet_jax import figures
 from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.device import xla
-from alexnet_jax.paper.architectures import Layers
-from alexnet_jax.paper.evaluate import Errors, likeliest, output_names
+from alexnet_jax.paper.evaluate import Errors, all_class_names, likeliest
+from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.runs.log import METRICS, read_metrics, write_whole
 
 SHOWN = 8  # images, from all over the validation split
@@ -24,7 +24,7 @@ SHOWN = 8  # images, from all over the validation split
 def write(
     workdir: Path,
     dataset: Dataset,
-    layers: Layers,
+    net: AlexNet,
     params: PyTree,
     logits: Callable[[PyTree, UInt8[Array, "n size size 3"]], Float[Array, "n classes"]],
     errors: Errors,
@@ -37,13 +37,13 @@ def write(
     """
     lines = read_metrics(workdir / METRICS)
     figures.save_curves(lines, workdir / "figures" / "curves.png")
-    gpus = getattr(layers[1], "groups", 1)  # whose halves see half of the first layer each
+    gpus = getattr(net.layers[1], "groups", 1)  # whose halves see half of the first layer each
     figures.save_kernels(params["conv1"]["kernel"], workdir / "figures" / "conv1.png", gpus=gpus)
     count = len(dataset.splits["validation"])
-    some = input_pipeline.chosen(dataset, "validation", np.linspace(0, count - 1, min(SHOWN, count)).astype(int))
+    some = input_pipeline.batch_of(dataset, "validation", np.linspace(0, count - 1, min(SHOWN, count)).astype(int))
     compiled = jax.jit(logits, compiler_options=xla.compiler_options())
     rows = np.asarray(jax.nn.softmax(compiled(params, some.images)))
-    names = output_names(dataset.class_names, rows.shape[1])
+    names = all_class_names(dataset.class_names, rows.shape[1])
     figures.save_predictions(
         list(np.asarray(some.images)),
         [likeliest(row, names) for row in rows],

@@ -1,0 +1,64 @@
+"""The trained network of a run's folder, or of a file of ours."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+
+from alexnet_jax.config import InputError
+from alexnet_jax.networks import one_file
+from alexnet_jax.networks.network import Trained, built
+from alexnet_jax.paper.evaluate import all_class_names
+from alexnet_jax.paper.table import Layers
+from alexnet_jax.paper.written import differences, to_json
+from alexnet_jax.runs import workdir
+from alexnet_jax.runs.checkpoint import Checkpoints, Damaged
+
+
+def load(
+    run_or_file: str | Path,
+    checkpoint: str = "latest",
+    *,
+    layers: Layers | None = None,
+    steps: Mapping[str, Callable] | None = None,
+) -> Trained:
+    """The network of a run, which may still be running; or of a .safetensors of `one_file.save`.
+
+    It is built from the table that is written there. Nothing that a file says is imported or run.
+
+    Args:
+      checkpoint: "latest", "best" (lowest validation top-1 error), or a step's number; a file has but one network.
+      layers: the table that the caller expects; by default any.
+      steps: the functions of steps of one's own, by name, as {"my_step": my_step}.
+
+    Raises InputError where the folder is not a run's, the checkpoint is not there or damaged, a step is not known, or
+    the table is another one than in the checkpoint, or than `layers`: it names layer and field.
+    """
+    source = Path(run_or_file).expanduser()
+    network = (_of_file if source.suffix == ".safetensors" else _of_run)(source, checkpoint, steps)
+    if layers is not None and (differing := differences(to_json(network.net.layers), to_json(layers))):
+        raise InputError(f"{source}: is of another network: {'; '.join(differing)}")
+    return network
+
+
+def _of_file(file: Path, checkpoint: str, steps: Mapping[str, Callable] | None) -> Trained:
+    if checkpoint not in ("latest", "best"):
+        raise InputError(f"{file}: holds one network and has no checkpoint '{checkpoint}'")
+    return one_file.load(file, steps)
+
+
+def _of_run(folder: Path, checkpoint: str, steps: Mapping[str, Callable] | None) -> Trained:
+    facts = workdir.read(folder, steps)
+    net, like = built(folder, facts.layers, facts.config)
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    try:
+        step = checkpoints.step_of(checkpoint)
+        params = checkpoints.restore_params(step, like, to_json(facts.layers))
+    except Damaged as error:
+        raise InputError(f"{folder}: the checkpoint of step {step} is damaged ({error})") from error
+    finally:
+        checkpoints.close()
+    names = all_class_names(facts.class_names, facts.layers[-1].features)
+    return Trained(
+        folder, step, facts.config, facts.dataset, names, facts.mean_image, net, jax.device_put(params)
+    )  # fmt: skip

@@ -1,0 +1,94 @@
+"""A trained network in one file: as .safetensors, which stands for a run, or as a program of `jax.export`."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax.traverse_util import flatten_dict
+
+from alexnet_jax.config import Config, InputError
+from alexnet_jax.files import versions, write_whole
+from alexnet_jax.networks.network import Trained, network_of_arrays
+from alexnet_jax.paper.written import differences, from_json, to_json
+from alexnet_jax.runs.workdir import is_of_version_01, settings_of_version_01
+
+FORMATS = ("alexnet_jax 2", "alexnet_jax 1")  # in the metadata of our own files; the second is of version 0.1
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def save(network: Trained, file: str | Path, errors: Mapping[str, float] | None = None) -> None:
+    """Writes a network with all that it takes to use it: parameters, mean image, and a card in the metadata (table,
+    config, class names, step, `errors`, versions and commit).
+    """
+    # safetensors writes an array's memory, in whatever order it lies there.
+    tensors = {name: np.ascontiguousarray(value) for name, value in flatten_dict(network.params, sep="/").items()}
+    tensors["mean_image"] = np.ascontiguousarray(network.mean_image, np.float32)
+    card = {
+        "layers": to_json(network.net.layers),
+        "config": network.config.to_json(),
+        "class_names": network.class_names,
+        "step": network.step,
+        "errors": dict(errors or {}),
+        **versions(),
+    }
+    table, written = json.dumps(card["layers"]), json.dumps(card, ensure_ascii=False)
+    content = safetensors.numpy.save(tensors, {"format": FORMATS[0], "card": written, "layers": table})
+    write_whole(Path(file), content)
+
+
+def load(file: str | Path, steps: Mapping[str, Callable] | None = None) -> Trained:
+    """What `save` wrote; see `loading.load`. Raises InputError where it did not write this, or the file is damaged."""
+    file = Path(file)
+    tensors, metadata = read_safetensors(file)
+    if metadata.get("format") not in FORMATS:
+        raise InputError(f"{file}: was not written by alexnet_jax.weights; it reads the file as --source")
+    try:
+        card = json.loads(metadata["card"])
+        names, step = tuple(map(str, card["class_names"])), int(card["step"])
+        if is_of_version_01(card):
+            config, layers, _ = settings_of_version_01(card, len(names), file)
+        else:
+            if differing := differences(json.loads(metadata["layers"]), card["layers"]):
+                raise InputError(f"{file}: its card is of another network: {'; '.join(differing)}")
+            config, layers = Config.from_json(card["config"]), from_json(card["layers"], steps)
+    except InputError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: its card cannot be read ({error})") from error
+    mean_image = tensors.pop("mean_image", np.zeros(0))
+    if mean_image.ndim != 3 or mean_image.shape[0] != mean_image.shape[1] or mean_image.shape[2] != 3:
+        raise InputError(f"{file}: mean_image is missing, or no square colour image")
+    return network_of_arrays(file, config, step, names, mean_image, layers, tensors)
+
+
+def read_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata. Raises InputError where the file is damaged; nothing in it is run."""
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"{file}: is not there") from None
+    except Exception as error:  # the library has types of its own
+        raise InputError(f"{file}: is damaged, or no .safetensors ({error})") from error
+
+
+def is_ours(file: Path) -> bool:
+    """Whether `save` wrote it."""
+    return file.suffix == ".safetensors" and read_safetensors(file)[1].get("format") in FORMATS
+
+
+def program(network: Trained, *, views: int = 1) -> bytes:
+    """The function images (uint8, (n, size, size, 3), for any n) → probabilities ((n, classes), float32) with all its
+    parameters, as `jax.export` serializes it: it runs on CPUs, GPUs and TPUs, without this package.
+    """
+    logits = network.make_logits(views=views, formulas=True)
+    (n,) = jax.export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((n, network.size, network.size, 3), jnp.uint8)
+    answers = jax.jit(lambda images: jax.nn.softmax(logits(network.params, images)))
+    return bytes(jax.export.export(answers, platforms=PLATFORMS)(images).serialize())

@@ -1,0 +1,116 @@
+"""§5: the training step."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+
+from alexnet_jax.config import Config
+from alexnet_jax.paper.augment import image_keys, split_each, training_views
+from alexnet_jax.paper.model import AlexNet
+from alexnet_jax.paper.train_state import TrainState
+
+
+class Draws(NamedTuple):
+    """What is random in a step's images. key: of the step. places: of this device's images in the whole batch."""
+
+    key: Key[Array, ""]
+    places: Int[Array, "n"]
+    step: Int[Array, ""]
+
+    def keys(self, *, chunk: int = 1) -> Key[Array, "n"]:
+        """One key an image, the same on any number of devices. chunk: as in `augment.image_keys`."""
+        return self._split(chunk)[0]
+
+    def dropout_keys(self) -> Key[Array, "n"]:
+        """Others, for the network."""
+        return self._split(1)[1]
+
+    def _split(self, chunk: int) -> Key[Array, "2 n"]:
+        return split_each(image_keys(self.key, self.places, chunk=chunk), 2)
+
+
+# Images as they are stored → what the network sees.
+Augment = Callable[[Draws, UInt8[Array, "n size size 3"]], Float[Array, "n crop crop 3"]]
+
+
+class Seen(NamedTuple):
+    """What a metric of a step may look at. params: before the update. gradients: their mean over the whole batch."""
+
+    params: PyTree
+    gradients: PyTree
+    logits: Float[Array, "n classes"]
+    labels: Int[Array, "n"]
+
+
+def papers_augmentation(
+    config: Config, mean_image: Float[Array, "size size 3"], pca: Float[Array, "3 3"], steps_per_epoch: float
+) -> Augment:
+    """§2 and §4.1, as the config has them, with what the code of 2012 did otherwise. See `augment.training_views`."""
+    off_from = round(config.color_off_from * steps_per_epoch)
+
+    def augment(draws: Draws, images: Array) -> Array:
+        scale = jnp.where(draws.step < off_from, config.color_scale, 0.0) if off_from else config.color_scale
+        return training_views(
+            draws.keys(), images, mean_image, pca, size=config.crop_size, color_scale=scale,
+            chunk_key=draws.keys(chunk=config.crop_chunk), reflect=config.reflect, crop_to_edge=config.crop_to_edge,
+            center_mean=config.center_mean, color_rescale=config.color_rescale,
+        )  # fmt: skip
+
+    return augment
+
+
+def make_train_step(
+    net: AlexNet,
+    optimizer: optax.GradientTransformation,
+    augment: Augment,
+    *,
+    seed: int = 0,
+    axis_name: str | None = None,
+    metrics: Mapping[str, Callable[[Seen], Array]] | None = None,
+) -> Callable[[TrainState, tuple], tuple[TrainState, dict[str, Array]]]:
+    """The step (state, (images, labels)) → (state, {"loss", "top1_error", …}), to be compiled.
+
+    Augmentation, network, cross-entropy (nats, mean over the batch), gradients, update. What is random is a
+    function of (seed, step, place in the whole batch). The metrics are those of the augmented images, with dropout.
+
+    Args:
+      axis_name: of the devices over which a `pmap` or `shard_map` around it divides the batch, in order; None where
+        there is none, as under `jit`, whatever the mesh.
+      metrics: more numbers, of what the step has seen, averaged over the devices.
+    """
+    random_key = jax.random.split(jax.random.key(seed))[1]
+    update = optax.with_extra_args_support(optimizer).update
+
+    def mean(tree: PyTree) -> PyTree:
+        return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+    def train_step(state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, Array]]:
+        images, labels = map(jnp.asarray, batch)
+        first = 0 if axis_name is None else lax.axis_index(axis_name) * len(images)
+        draws = Draws(jax.random.fold_in(random_key, state.step), first + jnp.arange(len(images)), state.step)
+        views, dropout_keys = augment(draws, images), draws.dropout_keys()
+
+        def loss(params: PyTree) -> tuple[Array, Array]:
+            logits = jnp.asarray(net.apply({"params": params}, views, train=True, key=dropout_keys))
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), logits
+
+        params = state.params
+        if axis_name is not None:  # so that the gradients are this device's own, for `mean`
+            params = jax.tree.map(functools.partial(lax.pcast, axis_name=axis_name, to="varying"), params)
+        (value, logits), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        gradients, value = mean((gradients, value))
+        seen = Seen(state.params, gradients, logits, labels)
+        more = {name: metric(seen) for name, metric in (metrics or {}).items()}
+        found = {"loss": value, **mean({"top1_error": jnp.mean(logits.argmax(-1) != labels), **more})}
+        updates, opt_state = update(gradients, state.opt_state, state.params, value=value)
+        params = optax.apply_updates(state.params, updates)
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), found
+
+    return train_step

@@ -1,0 +1,141 @@
+"""A table written down, read again, and compared: two networks are the same exactly when their written forms agree."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from alexnet_jax.paper.layers import STEPS
+from alexnet_jax.paper.table import NAMES, Conv, Dense, Layers, Local, Step, check, named
+
+KINDS = {"conv": Conv, "local": Local, "dense": Dense}
+Written = list[dict[str, Any]]
+
+
+def to_json(layers: Layers) -> Written:
+    """One dictionary a layer: its kind and fields, and under "then" each step's name with all its keywords.
+
+    A step that is not in `layers.STEPS` is written by its import path. Raises ValueError, naming the layer, for one
+    that has none (a lambda), or a keyword that JSON does not keep.
+    """
+    return [
+        {
+            "kind": next(kind for kind, of in KINDS.items() if type(layer) is of),
+            **{field: _plain(getattr(layer, field), f"{name} {field}") for field in _fields(type(layer))},
+            "then": [_step_to_json(Step.of(step), name) for step in layer.then],
+        }
+        for name, layer in named(layers).items()
+    ]
+
+
+def _fields(kind: type) -> list[str]:
+    """Those that are written, but for the steps."""
+    return [of.name for of in dataclasses.fields(kind) if of.name not in ("then", "operation", "add_bias")]
+
+
+def _step_to_json(step: Step, layer: str) -> dict[str, Any]:
+    if "<" in step.name:
+        raise ValueError(f"{layer}: the step {step.name} has no name of its own; define it at the top of a module")
+    keywords = {key: _plain(value, f"{layer}:{step.short_name} {key}") for key, value in step.keywords}
+    return {"step": step.name, **keywords}
+
+
+def _plain(value: Any, what: str) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(of, what) for of in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{what} is {value}; it must be finite")
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise ValueError(f"{what} is {value!r}; a number, text, or a tuple of these can be written")
+
+
+def from_json(rows: Any, steps: Mapping[str, Callable] | None = None) -> Layers:
+    """The inverse of `to_json`. Nothing that is written is imported.
+
+    steps: those of one's own, by their import path or its last part. Raises ValueError, naming the layer.
+    """
+    if not isinstance(rows, list) or not rows:
+        raise ValueError("a network is written as a list of layers")
+    layers = tuple(_layer(row, f"layer {number}", steps or {}) for number, row in enumerate(rows, start=1))
+    check(layers)
+    return layers
+
+
+def _layer(row: Any, name: str, steps: Mapping[str, Callable]) -> Conv | Local | Dense:
+    if not isinstance(row, dict) or row.get("kind") not in KINDS:
+        raise ValueError(f"{name}: its kind must be one of {', '.join(KINDS)}")
+    kind = KINDS[row["kind"]]
+    types = {of.name: of for of in dataclasses.fields(kind) if of.name in _fields(kind)}
+    values: dict[str, Any] = {}
+    for field, value in row.items():
+        if field in ("kind", "then"):
+            continue
+        if field not in types:
+            raise ValueError(f"{name}: a {row['kind']} layer has no {field}")
+        values[field] = _number(value, types[field], f"{name} {field}")
+    missing = [of.name for of in types.values() if of.default is dataclasses.MISSING and of.name not in values]
+    if missing:
+        raise ValueError(f"{name}: {missing[0]} is missing")
+    then = row.get("then", [])
+    if not isinstance(then, list):
+        raise ValueError(f"{name}: then is {then!r}; it must be a list of steps")
+    return kind(**values, then=tuple(_step(of, name, steps) for of in then))
+
+
+def _number(value: Any, field: dataclasses.Field, what: str) -> Any:
+    if field.type is float:
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+        raise ValueError(f"{what} is {value!r}; it must be a finite number")
+    if field.name == "padding" and isinstance(value, list) and [*map(type, value)] == [int, int]:
+        return tuple(value)
+    if type(value) is int:
+        return value
+    raise ValueError(f"{what} is {value!r}; it must be a whole number")
+
+
+def _step(row: Any, layer: str, steps: Mapping[str, Callable]) -> Step:
+    if not isinstance(row, dict) or not isinstance(row.get("step"), str):
+        raise ValueError(f"{layer}: {row!r} is no step")
+    name = row["step"]
+    known = {**STEPS, **steps}
+    function = known.get(name, known.get(name.rpartition(".")[2]) if "." in name else None)
+    if function is None:
+        raise ValueError(
+            f"{layer}: its step {name} is not known here; give it: load(…, steps={{'{name.rpartition('.')[2]}': …}})"
+        )
+    default = Step.of(function)
+    keywords = {key: tuple(of) if isinstance(of, list) else of for key, of in row.items() if key != "step"}
+    return default.replaced(**keywords)
+
+
+def own_steps(layers: Layers) -> dict[str, Callable]:
+    """The steps of a table that are not in `layers.STEPS`, by name, for `from_json`."""
+    steps = [Step.of(step) for layer in layers for step in layer.then]
+    return {step.name: step.function for step in steps if step.name not in STEPS}
+
+
+def differences(was: Written, now: Written) -> list[str]:
+    """What differs between two written forms, by layer and field: "conv1:lrn alpha was 0.0001, is 0.001"."""
+    names = [[f"{NAMES[KINDS[row['kind']]]}{number}" for number, row in enumerate(of, start=1)] for of in (was, now)]
+    if names[0] != names[1]:
+        return [f"the layers were {', '.join(names[0])}, are {', '.join(names[1])}"]
+    found = []
+    for name, before, after in zip(names[0], was, now, strict=True):
+        found += _changed(name, {**before, "then": ""}, {**after, "then": ""})
+        steps = [", ".join(step["step"] for step in row["then"]) or "none" for row in (before, after)]
+        if steps[0] != steps[1]:
+            found.append(f"{name} steps were {steps[0]}, are {steps[1]}")
+            continue
+        for one, other in zip(before["then"], after["then"], strict=True):
+            found += _changed(f"{name}:{one['step'].rpartition('.')[2]}", one, other)
+    return found
+
+
+def _changed(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} {field} was {before.get(field, 'unset')}, is {after.get(field, 'unset')}"
+        for field in {**before, **after}
+        if before.get(field, "unset") != after.get(field, "unset")
+    ]
