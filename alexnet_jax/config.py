@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 # Of architectures.ARCHITECTURES, for --help, which waits for no import.
 ARCHITECTURE_NAMES = (
@@ -87,9 +87,17 @@ def in_steps(interval: int | str, steps_per_epoch: Fraction) -> Fraction:
     return steps
 
 
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-    """When a run logs, evaluates and saves, in steps; at its last step it does all three."""
+    """When a run logs, evaluates and saves, in steps; after its last step it does all three."""
 
     log: Fraction
     evaluate: Fraction
@@ -99,15 +107,15 @@ class Intervals:
     @classmethod
     def of(cls, config: "Config", steps_per_epoch: Fraction) -> "Intervals":
         """Those of a run of this config."""
-        log, evaluate, checkpoint = (
-            in_steps(interval, steps_per_epoch)
-            for interval in (config.log_every, config.evaluate_every, config.checkpoint_every)
-        )
-        return cls(log, evaluate, checkpoint, max(1, round(config.epochs * float(steps_per_epoch))))
+        texts = (config.log_every, config.evaluate_every, config.checkpoint_every)
+        last = max(1, round(config.epochs * float(steps_per_epoch)))
+        log, evaluate, checkpoint = (in_steps(text, steps_per_epoch) for text in texts)
+        return cls(log, evaluate, checkpoint, last)
 
-    def due(self, step: int, every: Fraction) -> bool:
-        """Whether it is the last step, or the first one after which a multiple of `every` steps has been done."""
-        return step == self.last or step // every > (step - 1) // every
+    def due(self, step: int) -> Due:
+        """Each where a multiple of its interval has been done for the first time."""
+        every = (self.log, self.evaluate, self.checkpoint)
+        return Due(*(step == self.last or step // of > (step - 1) // of for of in every))
 
 
 CACHES, PRECISIONS = ("none", "device"), ("float32", "bfloat16")

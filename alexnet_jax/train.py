@@ -28,11 +28,11 @@ from alexnet_jax.paper.optim import configured_rule, learning_rates, plateau_aft
 from alexnet_jax.paper.table import Layers
 from alexnet_jax.paper.train_state import TrainState, init_state, shapes_of_params
 from alexnet_jax.paper.train_step import Augment, Seen, make_train_step, papers_augmentation
-from alexnet_jax.paper.written import to_json
+from alexnet_jax.paper.written import Written, to_json
 from alexnet_jax.runs import report
 from alexnet_jax.runs import workdir as folders
 from alexnet_jax.runs.checkpoint import Checkpoints, stop_requests
-from alexnet_jax.runs.log import Means, RunLog, SilentLog
+from alexnet_jax.runs.log import RunLog, SilentLog, StepMetrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +128,8 @@ def _set_up(
     devices: Sequence[jax.Device] | None,
 ) -> _Run:
     devices = devices or parallel.all_devices()
+    if optimizer and config.frozen_layers:
+        raise InputError(f"--frozen_layers={','.join(config.frozen_layers)}: is of the paper's rule, not of another one")
     parameters = _check(layers, dataset, config, devices)
     own = tuple(name for name, of in (("optimizer", optimizer), ("augment", augment)) if of is not None)
     net = AlexNet(tuned(layers, devices), jnp.dtype(config.precision))
@@ -214,84 +216,64 @@ def _named(devices: Sequence[jax.Device]) -> str:
 
 def _loop(run: _Run) -> tuple[Errors, PyTree, int | None]:
     """Errors, parameters on this host, and the step of the best checkpoint."""
-    config, intervals = run.config, run.intervals
-    table = to_json(run.net.layers)
-    checkpoints = Checkpoints(run.workdir / "checkpoints", keep=config.keep_checkpoints)
-    state, first_step, means, lowest = _start(run, checkpoints, table)
+    intervals, table = run.intervals, to_json(run.net.layers)
+    checkpoints = Checkpoints(run.workdir / "checkpoints", keep=run.config.keep_checkpoints)
+    state, first_step, seen, lowest = _start(run, checkpoints, table)
     log = _log(run, first_step)
-    pending: list[dict[str, Array]] = []  # metrics of steps that are not looked at yet
-    losses: list[float] = []  # not known to be finite yet
     errors: Errors | None = None
-    batches: Iterator = iter(())
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
         stack.callback(log.close)
+        if first_step == intervals.last:  # it had ended already
+            return run.validate(state.params)[0], jax.device_get(state.params), checkpoints.best_step()
         stop_requested = stack.enter_context(stop_requests(checkpoints))
-        if first_step < intervals.last:
-            train_step, batches = with_input(
-                run.step, config, run.dataset, run.devices, range(first_step, intervals.last)
-            )
-            batches = run.sent(batches)
-
-        def look(steps: int) -> None:
-            """At the metrics of so many steps: waits for them."""
-            for of in jax.device_get(pending[:steps]):
-                losses.append(float(of["loss"]))
-                means.add(of)
-            del pending[:steps]
-
-        for step, batch in enumerate(batches, start=first_step + 1):
+        train_step, batches = with_input(
+            run.step, run.config, run.dataset, run.devices, range(first_step, intervals.last)
+        )
+        for step, batch in enumerate(run.sent(batches), start=first_step + 1):
             state, metrics = train_step(state, batch)
             log.advance()
-            pending.append(metrics)
-            look(len(pending) - 1)  # two steps at most, and their batches, are on the way
+            seen.add(metrics)  # two steps at most, and their batches, are on the way
             if step == first_step + 1:
-                look(1)
+                seen.settle()
                 log.restart_clock(step)
-            stopping = stop_requested(step)
-            logging, evaluating, saving = (
-                intervals.due(step, every) for every in (intervals.log, intervals.evaluate, intervals.checkpoint)
-            )
-            if logging or evaluating or saving or stopping:
-                look(len(pending))
-                _check_finite(losses, state.params, step, checkpoints)
-                losses.clear()
-            if logging:
-                log.train(step, {**means.taken(), **_rate(run, step, state)})
-            if evaluating:
+            due, stopping, error, better = intervals.due(step), stop_requested(step), math.inf, False
+            if any(due) or stopping:
+                seen.settle()
+                _check_finite(seen, state.params, step, checkpoints)
+            if due.log:
+                log.train(step, {**seen.taken(), **_rate(run, step, state)})
+            if due.evaluate:
                 errors, more = run.validate(state.params)
-                log.validation(step, {**_of(errors), **more})
-                state = dataclasses.replace(state, opt_state=plateau_after(state.opt_state, errors.top1_error))
-                saving = saving or errors.top1_error < lowest
-                lowest = min(lowest, errors.top1_error)
-            if saving or stopping:
+                log.validation(step, {**_without_examples(errors), **more})
+                error = errors.top1_error
+                state = dataclasses.replace(state, opt_state=plateau_after(state.opt_state, error))
+                better, lowest = error < lowest, min(lowest, error)
+            if due.save or stopping or better:
                 log.flush()
-                kept_log = {"sums": means.sums, "lowest": lowest}
-                checkpoints.save(step, state, table, kept_log, errors.top1_error if errors and evaluating else math.inf)
+                checkpoints.save(step, state, table, {"sums": seen.sums, "lowest": lowest}, error)
                 log.restart_clock(step)
             if stopping and step < intervals.last:
                 stack.close()  # only now the checkpoint is known to be on disk
                 if parallel.is_first_host():
                     print(f"stopped; the same command continues from step {step} of {intervals.last}", flush=True)
                 raise KeyboardInterrupt
-        errors = errors or run.validate(state.params)[0]  # a run that had ended already
+        assert errors  # of the last step
         return errors, jax.device_get(state.params), checkpoints.best_step()
 
 
-def _start(run: _Run, checkpoints: Checkpoints, table: list) -> tuple[TrainState, int, Means, float]:
+def _start(run: _Run, checkpoints: Checkpoints, table: Written) -> tuple[TrainState, int, StepMetrics, float]:
     """The state on the devices, its step, what was summed up for the log, and the lowest error so far: those of the
     last checkpoint, or of the beginning.
     """
     fresh = init_state(run.net, run.optimizer, image_size=run.config.crop_size, seed=run.config.seed)
     fresh = dataclasses.replace(fresh, params=run.origin.into(fresh.params))
-    state, kept_log = checkpoints.restore_latest(fresh, table) or (fresh, {})
-    first_step = int(state.step)
+    state, kept = checkpoints.restore_latest(fresh, table) or (fresh, {})
+    first_step, last = int(state.step), run.intervals.last
     parallel.check_same("the checkpoint that they found", str(first_step))
     if first_step and parallel.is_first_host():
-        print(
-            f"continuing from the checkpoint of step {first_step} of {run.intervals.last} in {run.workdir}", flush=True
-        )
-    return parallel.replicate(state, run.devices), first_step, Means(kept_log.get("sums")), kept_log.get("lowest", 2.0)
+        print(f"continuing from the checkpoint of step {first_step} of {last} in {run.workdir}", flush=True)
+    return parallel.replicate(state, run.devices), first_step, StepMetrics(kept.get("sums")), kept.get("lowest", 2.0)
 
 
 def _log(run: _Run, first_step: int) -> RunLog:
@@ -311,14 +293,15 @@ def _rate(run: _Run, step: int, state: TrainState) -> dict[str, float]:
     return {"learning_rate": float(run.rate(step - 1) * math.prod(scales))}
 
 
-def _of(errors: Errors) -> dict[str, Any]:
+def _without_examples(errors: Errors) -> dict[str, Any]:
     return {name: value for name, value in errors._asdict().items() if name != "examples"}
 
 
-def _check_finite(losses: list[float], params: PyTree, step: int, checkpoints: Checkpoints) -> None:
-    """Raises InputError where one of the last losses, up to that of `step`, or a parameter after it is not finite."""
-    found = np.isfinite(losses)
+def _check_finite(seen: StepMetrics, params: PyTree, step: int, checkpoints: Checkpoints) -> None:
+    """Raises InputError where a loss up to that of `step`, or a parameter after it is not finite."""
+    found = np.isfinite(seen.losses)
     if found.all() and _all_finite(params):
+        seen.losses.clear()
         return
     what, where = ("a parameter", step) if found.all() else ("the loss", step - len(found) + 1 + int(np.argmin(found)))
     raise InputError(

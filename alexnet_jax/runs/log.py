@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import tensorboardX
 from tqdm import tqdm
 
@@ -18,20 +19,36 @@ METRICS = "metrics.jsonl"
 _PROGRESS = "step {n_fmt}/{total_fmt} |{bar:20}| {desc} | {remaining} left"
 
 
-class Means:
-    """Of numbers by name, any names: sums since the last line, and of how many steps."""
+class StepMetrics:
+    """What the training steps gave, by name, any names; looked at a step late, so that the devices need not wait.
+
+    sums: since the last line of the log, each with its number of steps. losses: not known to be finite yet.
+    """
 
     def __init__(self, sums: Mapping[str, tuple[float, int]] | None = None):
         self.sums = {name: (float(total), int(steps)) for name, (total, steps) in (sums or {}).items()}
+        self.losses: list[float] = []
+        self._pending: list[Mapping[str, Any]] = []
 
-    def add(self, values: Mapping[str, Any]) -> None:
-        """Those of one step."""
-        for name, value in values.items():
-            total, steps = self.sums.get(name, (0.0, 0))
-            self.sums[name] = total + float(value), steps + 1
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Those of the step that has just been started; waits for the one before."""
+        self._look(len(self._pending))
+        self._pending.append(metrics)
+
+    def settle(self) -> None:
+        """Waits for all."""
+        self._look(len(self._pending))
+
+    def _look(self, steps: int) -> None:
+        for metrics in jax.device_get(self._pending[:steps]):
+            self.losses.append(float(metrics["loss"]))
+            for name, value in metrics.items():
+                total, before = self.sums.get(name, (0.0, 0))
+                self.sums[name] = total + float(value), before + 1
+        del self._pending[:steps]
 
     def taken(self) -> dict[str, float]:
-        """The means, and begins anew."""
+        """Their means, for a line of the log; the sums begin anew."""
         found = {name: total / steps for name, (total, steps) in self.sums.items()}
         self.sums = {}
         return found
@@ -91,7 +108,8 @@ class RunLog:
         """The errors on the validation split after a step, and whatever else was measured there."""
         self._bar.write(
             f"epoch {step / self._steps_per_epoch:.2f}, step {step}: "
-            f"validation top-1 error {values['top1_error']:.1%}, top-5 {values['top5_error']:.1%}, nll {values['nll']:.3f}",
+            f"validation top-1 error {values['top1_error']:.1%}, top-5 {values['top5_error']:.1%}, "
+            f"nll {values['nll']:.3f}",
             file=sys.stdout,
         )
         sys.stdout.flush()
