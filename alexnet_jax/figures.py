@@ -28,7 +28,7 @@ def save_curves(metrics: list[dict[str, Any]], file: Path) -> None:
         axes.plot([line["epoch"] for line in validation], [factor * line[validation_key] for line in validation],
                   color=ORANGE, marker="o", markersize=3, label="validation")  # fmt: skip
         for before, after in itertools.pairwise(train):
-            if before["learning_rate"] != after["learning_rate"]:
+            if before.get("learning_rate") != after.get("learning_rate"):  # none where the optimizer is one's own
                 axes.axvline(before["epoch"], color="0.6", linewidth=0.8, linestyle=":")
         axes.set_xlabel("epochs")
         axes.set_xlim(left=0)

@@ -129,7 +129,9 @@ def _set_up(
 ) -> _Run:
     devices = devices or parallel.all_devices()
     if optimizer and config.frozen_layers:
-        raise InputError(f"--frozen_layers={','.join(config.frozen_layers)}: is of the paper's rule, not of another one")
+        raise InputError(
+            f"--frozen_layers={','.join(config.frozen_layers)}: is of the paper's rule, not of another one"
+        )
     parameters = _check(layers, dataset, config, devices)
     own = tuple(name for name, of in (("optimizer", optimizer), ("augment", augment)) if of is not None)
     net = AlexNet(tuned(layers, devices), jnp.dtype(config.precision))

@@ -86,8 +86,10 @@ def conv2d_of_onednn(
 ) -> Array:
     """For float32; what is of another type is for `conv2d`."""
     formulas.check_fit(x, kernel, padding, groups)  # oneDNN would read beyond the end
-    if not (x.dtype == kernel.dtype == jnp.float32 and x.size) or max(padding) >= len(kernel):
+    if not (x.dtype == kernel.dtype == jnp.float32 and x.size):
         return conv2d(x, kernel, stride=stride, padding=padding, groups=groups)
+    if max(padding) >= len(kernel):  # as in the formula: of such a padding XLA's gradients are wrong
+        x, padding = jnp.pad(x, [(0, 0), padding, padding, (0, 0)]), (0, 0)
     return _with_onednn(x, kernel, stride, padding, groups)
 
 

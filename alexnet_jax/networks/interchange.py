@@ -125,8 +125,6 @@ def _imported(
 ) -> Trained:
     outputs = len(parameters["fc8/bias"])
     names = names or tuple(f"class {number}" for number in range(outputs))
-    if len(names) != outputs:
-        raise InputError(f"{file}: has {outputs} outputs, and {len(names)} class names are given")
     config = Config(crop_size=crop_size)
     return network_of_arrays(file, config, 0, names, mean_image, with_classes(layers, outputs), parameters)
 

@@ -10,7 +10,7 @@ from alexnet_jax.networks import one_file
 from alexnet_jax.networks.network import Trained, built
 from alexnet_jax.paper.evaluate import all_class_names
 from alexnet_jax.paper.table import Layers
-from alexnet_jax.paper.written import differences, to_json
+from alexnet_jax.paper.written import differences, listed, to_json
 from alexnet_jax.runs import workdir
 from alexnet_jax.runs.checkpoint import Checkpoints, Damaged
 
@@ -37,7 +37,7 @@ def load(
     source = Path(run_or_file).expanduser()
     network = (_of_file if source.suffix == ".safetensors" else _of_run)(source, checkpoint, steps)
     if layers is not None and (differing := differences(to_json(network.net.layers), to_json(layers))):
-        raise InputError(f"{source}: is of another network: {'; '.join(differing)}")
+        raise InputError(f"{source}: is of another network: {listed(differing)}")
     return network
 
 

@@ -170,6 +170,8 @@ def network_of_arrays(
         raise InputError(
             f"{file}: its mean_image of {len(mean_image)} pixels is smaller than crops of {config.crop_size}"
         )
+    if len(class_names) != layers[-1].features:
+        raise InputError(f"{file}: has {layers[-1].features} outputs, and {len(class_names)} class names")
     shapes = {name: leaf.shape for name, leaf in flatten_dict(like, sep="/").items()}
     for name in sorted({*shapes, *parameters}):
         if name not in shapes or name not in parameters:

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.files import versions, write_whole
 from alexnet_jax.networks.network import Trained, network_of_arrays
-from alexnet_jax.paper.written import differences, from_json, to_json
+from alexnet_jax.paper.written import differences, from_json, listed, to_json
 from alexnet_jax.runs.workdir import is_of_version_01, settings_of_version_01
 
 FORMATS = ("alexnet_jax 2", "alexnet_jax 1")  # in the metadata of our own files; the second is of version 0.1
@@ -55,7 +55,7 @@ def load(file: str | Path, steps: Mapping[str, Callable] | None = None) -> Train
             config, layers, _ = settings_of_version_01(card, len(names), file)
         else:
             if differing := differences(json.loads(metadata["layers"]), card["layers"]):
-                raise InputError(f"{file}: its card is of another network: {'; '.join(differing)}")
+                raise InputError(f"{file}: its card is of another network: {listed(differing)}")
             config, layers = Config.from_json(card["config"]), from_json(card["layers"], steps)
     except InputError:
         raise

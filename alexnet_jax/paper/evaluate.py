@@ -113,7 +113,7 @@ def make_evaluation_step(
         answers = logits(params, images)
         sums = count_errors(answers, labels)
         for name, metric in (metrics or {}).items():
-            sums[name] = jnp.sum(jnp.where(labels >= 0, metric(answers, jnp.maximum(labels, 0)), 0))
+            sums[name] = jnp.sum(metric(answers, jnp.maximum(labels, 0)), where=labels >= 0)
         return sums if axis_name is None else lax.psum(sums, axis_name)
 
     return evaluation_step

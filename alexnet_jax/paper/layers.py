@@ -85,7 +85,9 @@ def dense(x: Float[Array, "n inputs"], kernel: Float[Array, "inputs features"]) 
 
 def add_bias(x: Float[Array, "n *places features"], bias: Float[Array, "..."]) -> Float[Array, "n *places features"]:
     """x + bias. A bias of shape (features,) is the same at every place; one of (*places, features) is not."""
-    return x + bias.reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
+    wide = wide_type(x)  # in which the bias's gradient is summed
+    bias = bias.reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
+    return (x.astype(wide) + bias.astype(wide)).astype(x.dtype)
 
 
 def max_pool(

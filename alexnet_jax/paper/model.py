@@ -72,7 +72,7 @@ class AlexNet(nn.Module):
 def _naming(name: str, shape: tuple[int, ...]) -> Iterator[None]:
     try:
         yield
-    except ValueError as error:
+    except (OverflowError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{name}: {error}, where an image has {shape[1]}×{shape[2]}") from error
 
 

@@ -21,7 +21,9 @@ class Step:
 
     @classmethod
     def of(cls, step: "Callable | Step") -> "Step":
-        """From a function, or `functools.partial` of one. Raises ValueError where it is not told apart by keywords."""
+        """From a function, or `functools.partial` of one. Raises ValueError where it is not told apart by keywords, one
+        is missing, or there is none of that name.
+        """
         if isinstance(step, Step):
             return step
         function, given = step, {}
@@ -29,17 +31,16 @@ class Step:
             function, given = step.func, step.keywords
             if step.args:
                 raise ValueError(f"{step}: arguments of a step are given by name")
-        try:
-            _, *parameters = inspect.signature(function).parameters.values()
-        except ValueError:  # of a function in C
-            parameters = []
-        if any(of.name == "key" for of in parameters) and not hasattr(function, "takes_key"):
-            raise ValueError(f"{function}: has a parameter 'key'; mark it with layers.takes_key")
-        defaults = {of.name: of.default for of in parameters if of.default is not inspect.Parameter.empty}
-        order = [of.name for of in parameters]
-        keywords = {**defaults, **given}
-        known = [name for name in order if name in keywords]
-        return cls(function, tuple((name, keywords[name]) for name in dict.fromkeys([*known, *keywords])))
+        known, takes_any = _keywords_of(function)
+        others = {name: given[name] for name in sorted(set(given) - set(known))}
+        keywords = {name: given.get(name, default) for name, default in known.items()} | others
+        step = cls(function, tuple(keywords.items()))
+        if others and not takes_any:
+            raise ValueError(f"the step {step.short_name} has no {next(iter(others))}")
+        for name, value in keywords.items():
+            if value is inspect.Parameter.empty:
+                raise ValueError(f"the step {step.short_name} needs {name}=…")
+        return step
 
     @property
     def name(self) -> str:
@@ -64,6 +65,21 @@ class Step:
         if hasattr(self.function, "takes_key"):
             return self.function(x, keys, **dict(self.keywords))
         return self.function(x, **dict(self.keywords))
+
+
+def _keywords_of(function: Callable) -> tuple[dict[str, Any], bool]:
+    """Of a step: its keywords with their defaults, and whether it takes any others as well."""
+    try:
+        _, *parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # of a function in C
+        return {}, True
+    if hasattr(function, "takes_key"):
+        parameters = parameters[1:]
+    elif any(of.name == "key" for of in parameters):
+        raise ValueError(f"{function}: has a parameter 'key'; mark it with layers.takes_key")
+    various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    kinds = {of.kind for of in parameters}
+    return {of.name: of.default for of in parameters if of.kind not in various}, various[1] in kinds
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A table written down, read again, and compared: two networks are the same exactly when their written forms agree."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -63,7 +64,7 @@ def from_json(rows: Any, steps: Mapping[str, Callable] | None = None) -> Layers:
 
 
 def _layer(row: Any, name: str, steps: Mapping[str, Callable]) -> Conv | Local | Dense:
-    if not isinstance(row, dict) or row.get("kind") not in KINDS:
+    if not isinstance(row, dict) or row.get("kind") not in [*KINDS]:  # a list, since a kind may be anything
         raise ValueError(f"{name}: its kind must be one of {', '.join(KINDS)}")
     kind = KINDS[row["kind"]]
     types = {of.name: of for of in dataclasses.fields(kind) if of.name in _fields(kind)}
@@ -105,9 +106,21 @@ def _step(row: Any, layer: str, steps: Mapping[str, Callable]) -> Step:
         raise ValueError(
             f"{layer}: its step {name} is not known here; give it: load(…, steps={{'{name.rpartition('.')[2]}': …}})"
         )
-    default = Step.of(function)
-    keywords = {key: tuple(of) if isinstance(of, list) else of for key, of in row.items() if key != "step"}
-    return default.replaced(**keywords)
+    types = getattr(function, "__annotations__", {})
+    keywords = {key: _value(of, types.get(key), f"{layer}:{name} {key}") for key, of in row.items() if key != "step"}
+    try:
+        return Step.of(functools.partial(function, **keywords))
+    except ValueError as error:
+        raise ValueError(f"{layer}: {error}") from error
+
+
+def _value(value: Any, kind: Any, what: str) -> Any:
+    """A keyword of a step, of the type that its function says, where it says int, float or bool."""
+    if kind in (int, float, bool) and type(value) is not kind and not (kind is float and type(value) is int):
+        raise ValueError(f"{what} is {value!r}; it must be of type {kind.__name__}")
+    if isinstance(value, list):
+        return tuple(_value(of, None, what) for of in value)
+    return _plain(value, what)
 
 
 def own_steps(layers: Layers) -> dict[str, Callable]:
@@ -131,6 +144,12 @@ def differences(was: Written, now: Written) -> list[str]:
         for one, other in zip(before["then"], after["then"], strict=True):
             found += _changed(f"{name}:{one['step'].rpartition('.')[2]}", one, other)
     return found
+
+
+def listed(differing: list[str], most: int = 5) -> str:
+    """In a line: the first of them, and how many more there are."""
+    more = [f"and {len(differing) - most} more"] if len(differing) > most else []
+    return "; ".join([*differing[:most], *more])
 
 
 def _changed(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

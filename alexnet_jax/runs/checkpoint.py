@@ -26,7 +26,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from alexnet_jax.config import InputError
 from alexnet_jax.device import parallel
 from alexnet_jax.paper.train_state import TrainState
-from alexnet_jax.paper.written import Written, differences
+from alexnet_jax.paper.written import Written, differences, listed
 
 
 class Damaged(Exception):
@@ -163,11 +163,11 @@ class Checkpoints:
             metadata = self._handlers[name].metadata(folder.absolute() / name)
             saved = dict(metadata.custom_metadata)
             if layers is not None and (differing := differences(saved["layers"], layers)):
-                raise InputError(f"{folder}: is of another network: {'; '.join(differing)}")
+                raise InputError(f"{folder}: is of another network: {listed(differing)}")
             _compare(folder, name, metadata.tree, like)
             args = ocp.args.Composite(**{name: ocp.args.StandardRestore(like)})
             found = self._manager.restore(step, args=args)[name]
-        if saved["crc32"] != _digest(found)["crc32"]:  # TensorStore does not notice a changed byte
+        if saved.get("crc32") != _digest(found)["crc32"]:  # TensorStore does not notice a changed byte
             raise Damaged("its numbers are not those that were saved")
         return found
 

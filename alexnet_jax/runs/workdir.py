@@ -15,7 +15,7 @@ from alexnet_jax.data.datasets import Dataset, open_dataset
 from alexnet_jax.files import versions, write_whole
 from alexnet_jax.paper.architectures import ARCHITECTURES
 from alexnet_jax.paper.table import Layers, with_classes
-from alexnet_jax.paper.written import Written, differences, from_json
+from alexnet_jax.paper.written import Written, differences, from_json, listed
 
 CONFIG, FACTS, ORIGIN = "config.json", "data.npz", "init.json"
 
@@ -78,7 +78,7 @@ def claim(workdir: Path, run: Run, *, exists: bool = False) -> None:
         raise InputError(f"--workdir={workdir}: cannot be used ({error})") from error
     if differing:
         raise InputError(
-            f"--workdir={workdir}: holds a run with other settings ({'; '.join(differing)}); "
+            f"--workdir={workdir}: holds a run with other settings ({listed(differing)}); "
             "give the old settings or another folder"
         )
 
