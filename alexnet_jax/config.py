@@ -62,8 +62,9 @@ def _problem(number: float, minimum: float | None, above: float | None, below: f
 
 
 def one_of(names: Iterable[str]) -> str:
-    """For help texts and messages: "one of a, b, c"."""
-    return f"one of {', '.join(names)}"
+    """For help texts and messages: "a or b", "one of a, b, c"."""
+    names = [*names]
+    return f"one of {', '.join(names)}" if len(names) > 2 else " or ".join(names)
 
 
 def check_choice(flag: str, value: Any, choices: Iterable[Any]) -> None:

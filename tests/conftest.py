@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import tempfile
+from pathlib import Path
 
 # Before JAX starts: four devices out of one CPU.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
@@ -26,9 +27,13 @@ from PIL import Image
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+from alexnet_jax.config import Config
 from alexnet_jax.data import datasets, shards
-from alexnet_jax.paper.architectures import ARCHITECTURES, Conv, Dense, dropout, lrn, pool, relu
+from alexnet_jax.paper.layers import dropout, lrn, pool, relu
+from alexnet_jax.paper.table import Conv, Dense
 
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"  # photographs and weights beside the checkout, where there are any
 SIZE, CROP = 40, 32
 
 # The paper's table in small: an image of 32×32 goes through it.
@@ -52,11 +57,9 @@ def without_compilation_cache():
         compilation_cache.reset_cache()
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    """A small table, as --architecture=tiny."""
-    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
-    return TINY
+def small_config(**changes) -> Config:
+    """For TINY on `prepared`, whose epoch then has 3.125 steps."""
+    return Config(**{"crop_size": CROP, "batch_size": 16, "epochs": 4.0, "learning_rate": 0.002, **changes})
 
 
 def picture(label: int, seed: int, size: int = SIZE) -> np.ndarray:

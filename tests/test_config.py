@@ -24,5 +24,6 @@ def test_impossible_values_name_the_flag(field, value, message):
     assert str(caught.value) == message
 
 
-def test_presets_name_architectures_that_exist():
-    assert {preset.architecture for preset in config.PRESETS.values()} <= set(ARCHITECTURES)
+def test_the_names_for_help_are_those_of_the_tables():
+    assert tuple(ARCHITECTURES) == config.ARCHITECTURE_NAMES
+    assert set(config.PRESETS) <= set(ARCHITECTURES)  # without --architecture, the preset's name is that of the network

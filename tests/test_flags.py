@@ -7,6 +7,7 @@ import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from conftest import TINY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -41,16 +42,21 @@ def defined():
 
 
 @pytest.fixture
-def at_the_start(defined, tiny, monkeypatch):
-    """What a run would be started with, instead of running it."""
+def at_the_start(defined, monkeypatch):
+    """What a run of a small network would be started with, instead of running it."""
+    fit = train.fit
 
-    def start(config, *_):
-        raise Started(config)
+    def start(run):
+        raise Started(run)
+
+    def small(layers, *others):
+        return fit((*TINY[:-1], layers[-1]), *others)
 
     def not_here(*_):
         raise InputError("no other processes here")
 
-    monkeypatch.setattr(train, "_run", start)
+    monkeypatch.setattr(train, "_loop", start)
+    monkeypatch.setattr(train, "fit", small)
     monkeypatch.setattr(parallel, "start_hosts", not_here)
 
 
@@ -58,22 +64,23 @@ def at_the_start(defined, tiny, monkeypatch):
 @given(given_flags=st.dictionaries(st.sampled_from(NAMES), TEXTS, min_size=1, max_size=3))
 def test_a_thousand_random_command_lines(prepared, at_the_start, tmp_path, given_flags):
     workdir = tmp_path / str(len(list(tmp_path.iterdir())))
-    base = [f"--workdir={workdir}", f"--dataset={prepared}", "--architecture=tiny", "--crop_size=32", "--batch_size=16"]
+    base = [f"--workdir={workdir}", f"--dataset={prepared}", "--crop_size=32", "--batch_size=16"]
     with flagsaver.flagsaver():
         try:
             flags.FLAGS(["main", *base, *(f"--{name}={text}" for name, text in given_flags.items())])
             main._run()
         except Started as started:
-            (config,) = started.args
+            (run,) = started.args
         except (flags.Error, InputError):
             assert not workdir.exists()
             return
         finally:
             jax.config.update("jax_debug_nans", False)
+    config = run.config
     numbers = [value for value in dataclasses.astuple(config) if isinstance(value, float | int)]
     assert all(math.isfinite(number) and number >= 0 for number in numbers)
     assert config.batch_size % len(jax.devices()) == 0 < config.batch_size <= 50
     assert 0 < config.crop_size <= 40
     assert config.learning_rate > 0 < config.epochs
     assert config.momentum < 1
-    assert config.num_classes in (0, *range(3, 10**6))
+    assert 3 <= run.net.layers[-1].features < 10**6

@@ -38,9 +38,9 @@ def test_help_lists_every_field_with_its_default_in_each_preset():
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--preset=nonsense", "--preset=nonsense: unknown; there are demo, paper, original"),
+        ("--preset=nonsense", "--preset=nonsense: must be one of demo, paper, original"),
         ("--dataset=nowhere", "--dataset=nowhere: neither a folder nor the built-in data set"),
-        ("--architecture=vgg", "--architecture=vgg: unknown; there are paper, original, one_gpu"),
+        ("--architecture=vgg", "--architecture=vgg: must be one of paper, original, one_gpu"),
         ("--batch_size=many", "--batch_size=many"),
         ("--cache=disk", "--cache=disk: must be none or device"),
         ("--precision=float16", "--precision=float16: must be float32 or bfloat16"),

@@ -16,7 +16,9 @@ from PIL import Image
 from alexnet_jax import predict, train
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.data import datasets, input_pipeline, shards
-from alexnet_jax.networks import network as trained
+from alexnet_jax.networks.loading import load
+from alexnet_jax.paper.architectures import DEMO
+from alexnet_jax.paper.table import with_classes
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +41,14 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def workdir(dataset, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    config = Config(
-        architecture="demo", dataset=str(dataset.path), crop_size=67, batch_size=6, epochs=6.0, learning_rate=0.002,
-        center_mean=True, checkpoint_every=12,
-    )  # fmt: skip
-    train.train_and_evaluate(config, path, devices=jax.devices()[:1])
+    config = Config(crop_size=67, batch_size=6, epochs=6.0, learning_rate=0.002, center_mean=True, checkpoint_every=12)
+    train.fit(with_classes(DEMO, 3), dataset, config, path, devices=jax.devices()[:1])
     return path
 
 
 @pytest.fixture(scope="module")
 def network(workdir):
-    return trained.load(workdir)
+    return load(workdir)
 
 
 def command(*arguments):
@@ -60,7 +59,7 @@ def command(*arguments):
 def test_what_is_loaded_answers_as_it_was_evaluated(workdir, dataset, network):
     result = json.loads((workdir / "result.json").read_text())
     batch = input_pipeline.whole_split(dataset, "validation")
-    found = np.asarray(network.make_probabilities()(batch.images))
+    found = np.asarray(network.probabilities(batch.images))
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
     assert np.mean(found.argmax(1) != batch.labels) == result["top1_error"]
     of_label = found[np.arange(18), batch.labels].astype(np.float64)
@@ -89,7 +88,7 @@ def test_the_command_answers_for_a_validation_image_as_the_evaluation_does(tmp_p
     assert {name: line["label"] for name, line in seen.items()} == {
         "a.png": "blue", "b.png": "blue", "c.jpg": None, "d.webp": None
     }  # fmt: skip
-    probabilities = network.make_probabilities()(np.stack([batch.images[2], np.rot90(batch.images[3])]))
+    probabilities = network.probabilities(np.stack([batch.images[2], np.rot90(batch.images[3])]))
     for name, row in zip(("a.png", "b.png"), np.asarray(probabilities), strict=True):
         assert [of["class"] for of in seen[name]["top"]] == [network.class_names[i] for i in np.argsort(-row)[:2]]
         np.testing.assert_allclose([of["probability"] for of in seen[name]["top"]], np.sort(row)[:0:-1], atol=2e-6)
@@ -109,7 +108,7 @@ def test_more_pictures_than_a_batch_and_ten_views(tmp_path, dataset, network):
         Image.fromarray(image).save(tmp_path / f"{number:02}.png")
     files = predict.files_of([str(tmp_path)])
     found = list(predict.predictions(network, files, views=10, top=1))
-    expected = np.asarray(network.make_probabilities(views=10)(batch.images))
+    expected = np.asarray(network.probabilities(batch.images, views=10))
     assert [of.top[0][0] for of in found] == [network.class_names[index] for index in expected.argmax(1)]
     np.testing.assert_allclose([of.top[0][1] for of in found], expected.max(1), rtol=1e-4)
 
@@ -148,12 +147,12 @@ def test_bad_flags_are_one_line(arguments, message):
 def test_which_checkpoint(workdir, network):
     steps = sorted(int(entry.name) for entry in (workdir / "checkpoints").iterdir() if entry.name.isdigit())
     assert network.step == steps[-1] == 24
-    other = trained.load(workdir, str(steps[0]))
+    other = load(workdir, str(steps[0]))
     assert other.step == steps[0]
     assert not np.array_equal(other.params["fc8"]["kernel"], network.params["fc8"]["kernel"])
-    assert trained.load(workdir, "best").step == json.loads((workdir / "result.json").read_text())["best_checkpoint"]
+    assert load(workdir, "best").step == json.loads((workdir / "result.json").read_text())["best_checkpoint"]
     with pytest.raises(InputError, match=r"has no checkpoint '7'; there are latest, best, 12, 24"):
-        trained.load(workdir, "7")
+        load(workdir, "7")
 
 
 def test_a_run_that_is_still_writing_is_left_alone(workdir, tmp_path):
@@ -161,7 +160,7 @@ def test_a_run_that_is_still_writing_is_left_alone(workdir, tmp_path):
     shutil.copytree(workdir, copy)
     half_written = copy / "checkpoints" / "30.orbax-checkpoint-tmp-1"
     half_written.mkdir()
-    assert trained.load(copy).step == 24
+    assert load(copy).step == 24
     assert half_written.exists()
 
 
@@ -169,11 +168,11 @@ def test_a_run_of_before_data_npz_is_read_by_its_data_set(workdir, dataset, tmp_
     copy = tmp_path / "run"
     shutil.copytree(workdir, copy)
     (copy / "data.npz").unlink()
-    assert trained.load(copy).class_names == dataset.class_names
+    assert load(copy).class_names == dataset.class_names
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "data": "others"}))
     with pytest.raises(InputError, match=r"data.npz: is missing, and .* holds other images than it was trained on"):
-        trained.load(copy)
+        load(copy)
 
 
 @pytest.mark.parametrize("file", ["config.json", "data.npz"])
@@ -182,7 +181,7 @@ def test_a_damaged_file_is_named(workdir, tmp_path, file):
     shutil.copytree(workdir, copy)
     (copy / file).write_bytes(b"{")
     with pytest.raises(InputError, match=rf"{file}: cannot be read"):
-        trained.load(copy)
+        load(copy)
 
 
 def test_activation_maps_are_drawn_of_one_picture(tmp_path, workdir, dataset):
@@ -197,8 +196,8 @@ def test_activation_maps_are_drawn_of_one_picture(tmp_path, workdir, dataset):
     ("flags", "message"),
     [
         (["--maps=conv1"], "--maps=conv1: needs --figure=FILE"),
-        (["--maps=fc6", "--figure=m.png"], "--maps=fc6: is a dense layer, which has no maps"),
-        (["--maps=conv9", "--figure=m.png"], "its network has no layer conv9; there are conv1, conv2, conv3"),
+        (["--maps=fc6", "--figure=m.png"], "--maps=fc6: is of a dense layer, which has no maps"),
+        (["--maps=conv9", "--figure=m.png"], "its network has no output conv9; there are conv1, conv1:relu, conv1:lrn"),
     ],
 )
 def test_maps_that_cannot_be_drawn_are_one_line(tmp_path, workdir, dataset, flags, message):

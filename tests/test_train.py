@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
+import math
 import os
 import shutil
 import threading
@@ -14,35 +16,72 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from conftest import CROP, TINY, without_compilation_cache
+from conftest import CROP, SIZE, TINY, small_config, without_compilation_cache
 
 from alexnet_jax import train
-from alexnet_jax.config import Config, InputError, in_steps, is_due
+from alexnet_jax.config import InputError, Intervals, in_steps
 from alexnet_jax.data.datasets import open_dataset
 from alexnet_jax.data.input_pipeline import training_batches
 from alexnet_jax.device import onednn, parallel
+from alexnet_jax.networks.loading import load
 from alexnet_jax.paper import evaluate, model
-from alexnet_jax.paper.architectures import ARCHITECTURES, with_classes
-from alexnet_jax.paper.optim import learning_rates, sgd
+from alexnet_jax.paper.optim import PlateauState, papers_rule, with_plateau
+from alexnet_jax.paper.table import with_classes
+from alexnet_jax.paper.train_state import init_state
+from alexnet_jax.paper.train_step import make_train_step, papers_augmentation
 from alexnet_jax.runs import checkpoint
 from alexnet_jax.runs import log as runlog
+from alexnet_jax.train import Metrics
 
 ONE, TWO = jax.devices()[:1], jax.devices()[:2]
-RATES = learning_rates(Config(), 1.0)
+CONFIG = small_config(learning_rate_drops=(3.0,), log_every=2)
 
 
-@pytest.fixture
-def config(tiny, prepared):
-    return Config(architecture="tiny", dataset=str(prepared), crop_size=CROP, batch_size=16, epochs=4.0,
-                  learning_rate=0.002, learning_rate_drops=(3.0,), log_every=2)  # fmt: skip
+@pytest.fixture(scope="module", autouse=True)
+def without_figures():
+    """They take longer than these runs; test_main looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.report, "write", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def dataset(prepared):
+    return open_dataset(str(prepared))
+
+
+@pytest.fixture(scope="module")
+def run(dataset):
+    """`fit` with CONFIG, and changes of it."""
+
+    def fit(workdir, *, layers=TINY, devices=ONE, optimizer=None, augment=None, metrics=None, **changes):
+        config = dataclasses.replace(CONFIG, **changes)
+        own = {"optimizer": optimizer, "augment": augment, "metrics": metrics}
+        return train.fit(layers, dataset, config, workdir, devices=devices, **own)
+
+    return fit
+
+
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory):
+    """The folder of a run that has ended, which others may look at: done once, whoever asks first."""
+
+    @functools.cache
+    def of(number, onednns, changes):
+        workdir = tmp_path_factory.mktemp("runs") / "run"
+        run(workdir, devices=jax.devices()[:number], **dict(changes))
+        return workdir
+
+    return lambda devices=ONE, **changes: of(len(devices), not onednn.missing(), tuple(sorted(changes.items())))
 
 
 @pytest.fixture(params=["XLA", pytest.param("oneDNN", marks=pytest.mark.slow)])
 def convolution(request):
     """Whose it is on the CPU."""
     with without_compilation_cache() if request.param == "oneDNN" else contextlib.nullcontext():
-        if onednn.has_convolution() != (request.param == "oneDNN"):
+        if bool(onednn.missing()) == (request.param == "oneDNN"):
             pytest.skip("this jaxlib has no convolution of oneDNN")
         yield
 
@@ -57,34 +96,42 @@ def losses(workdir):
 
 
 def final_params(workdir):
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
-    step = checkpoints.latest_step()
-    state = parallel.replicate(train.init_state(model.AlexNet(TINY), sgd(RATES), crop_size=CROP, seed=0), ONE)
-    state = checkpoints.restore(step, state)
-    checkpoints.close()
-    return state.params
+    return load(workdir).params
 
 
-def test_it_learns(config, tmp_path):
-    config = dataclasses.replace(config, epochs=30.0, learning_rate_drops=())
-    errors = train.train_and_evaluate(config, tmp_path, devices=ONE)
+def test_it_learns(run, tmp_path):
+    errors = run(tmp_path, epochs=30.0, learning_rate_drops=())
     assert errors.examples == 23
     assert errors.top1_error < 0.2
     assert losses(tmp_path)[2] > 2 * metrics(tmp_path, "validation")[-1]["nll"]
 
 
-def test_two_devices_give_the_loss_curve_of_one(config, tmp_path, convolution):
-    for name, devices in (("one", ONE), ("two", TWO)):
-        train.train_and_evaluate(config, tmp_path / name, devices=devices)
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+def test_two_devices_give_the_loss_curve_of_one(finished, convolution):
+    one, two = losses(finished(ONE)), losses(finished(TWO))
     assert list(one) == list(two) == [2, 4, 6, 8, 10, 12]
     np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-4)
-    params = final_params(tmp_path / "one"), final_params(tmp_path / "two")
+    params = final_params(finished(ONE)), final_params(finished(TWO))
     jax.tree.map(lambda first, second: np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5), *params)
 
 
 class Stopped(Exception):
     pass
+
+
+@contextlib.contextmanager
+def stopping(number):
+    """After so many steps."""
+    batches = train.input_pipeline.training_batches
+
+    def some(*arguments):
+        for done, batch in enumerate(batches(*arguments)):
+            if done == number:
+                raise Stopped
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(train.input_pipeline, "training_batches", some)
+        yield
 
 
 OF_2012 = {  # what the preset `original` sets, at epochs that this run has
@@ -100,29 +147,14 @@ PLATEAU = {"learning_rate_drops": (), "plateau_patience": 2, "evaluate_every": 1
     indirect=["convolution"],
 )  # fmt: skip
 def test_a_continued_run_is_bit_for_bit_the_run_that_was_not_stopped(
-    config, tmp_path, monkeypatch, convolution, stop_at, changes
+    run, finished, tmp_path, convolution, stop_at, changes
 ):
-    config = dataclasses.replace(config, checkpoint_every=2, **changes)
-    train.train_and_evaluate(config, tmp_path / "whole", devices=ONE)
-
-    batches = train.input_pipeline.training_batches
-
-    def stopping(*arguments):
-        for number, batch in enumerate(batches(*arguments)):
-            if number == stop_at:
-                raise Stopped
-            yield batch
-
-    monkeypatch.setattr(train.input_pipeline, "training_batches", stopping)
-    with pytest.raises(Stopped):
-        train.train_and_evaluate(config, tmp_path / "stopped", devices=ONE)
-    monkeypatch.undo()
-    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
-    train.train_and_evaluate(config, tmp_path / "stopped", devices=ONE)
-
-    assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
-    whole, stopped = final_params(tmp_path / "whole"), final_params(tmp_path / "stopped")
-    jax.tree.map(np.testing.assert_array_equal, whole, stopped)
+    with stopping(stop_at):
+        run(tmp_path, checkpoint_every=2, **changes)
+    run(tmp_path, checkpoint_every=2, **changes)
+    whole = finished(**changes)
+    assert losses(whole) == losses(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, final_params(whole), final_params(tmp_path))
 
 
 def test_a_batch_is_sent_while_the_one_before_is_used():
@@ -142,70 +174,71 @@ def test_a_batch_is_sent_while_the_one_before_is_used():
 
 
 @pytest.mark.parametrize(("devices", "changes"), [(ONE, {}), (TWO, OF_2012)])
-def test_images_kept_on_the_devices_give_the_same_numbers(config, tmp_path, devices, changes):
-    config = dataclasses.replace(config, **changes)
-    train.train_and_evaluate(config, tmp_path / "read", devices=devices)
-    train.train_and_evaluate(dataclasses.replace(config, cache="device"), tmp_path / "kept", devices=devices)
-    assert losses(tmp_path / "read") == losses(tmp_path / "kept")
-    read, kept = final_params(tmp_path / "read"), final_params(tmp_path / "kept")
-    jax.tree.map(np.testing.assert_array_equal, read, kept)
+def test_images_kept_on_the_devices_give_the_same_numbers(run, finished, tmp_path, devices, changes):
+    run(tmp_path, devices=devices, cache="device", **changes)
+    read = finished(devices, **changes)
+    assert losses(read) == losses(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, final_params(read), final_params(tmp_path))
 
 
-def test_in_bfloat16_the_losses_are_near_and_what_is_kept_is_float32(config, tmp_path):
-    found = []
-    for precision in ("float32", "bfloat16"):
-        workdir = tmp_path / precision
-        train.train_and_evaluate(dataclasses.replace(config, precision=precision, epochs=1.0), workdir, devices=ONE)
-        found.append(list(losses(workdir).values()))
+def test_in_bfloat16_the_losses_are_near_and_what_is_kept_is_float32(run, finished, tmp_path):
+    run(tmp_path, precision="bfloat16", epochs=1.0)
+    workdirs = finished(epochs=1.0), tmp_path
+    for workdir in workdirs:
         assert {leaf.dtype for leaf in jax.tree.leaves(final_params(workdir))} == {np.dtype(np.float32)}
-    assert found[0] != found[1]
-    np.testing.assert_allclose(found[1], found[0], rtol=0.02)
+    in_float32, in_bfloat16 = ([*losses(workdir).values()] for workdir in workdirs)
+    assert in_float32 != in_bfloat16
+    np.testing.assert_allclose(in_bfloat16, in_float32, rtol=0.02)
 
 
-def test_a_run_may_go_on_with_another_cache(config, tmp_path):
-    train.train_and_evaluate(config, tmp_path, devices=ONE)
-    again = dataclasses.replace(config, cache="device", cache_budget=1.0)
-    assert train.train_and_evaluate(again, tmp_path, devices=ONE).examples == 23
+def test_a_run_may_go_on_with_another_cache(run, finished, tmp_path):
+    shutil.copytree(finished(), tmp_path / "run")
+    assert run(tmp_path / "run", cache="device", cache_budget=1.0).examples == 23
 
 
-def test_images_beyond_the_budget_are_refused(config, tmp_path):
-    config = dataclasses.replace(config, cache="device", cache_budget=1e-4)
+def test_images_beyond_the_budget_are_refused(run, tmp_path):
     with pytest.raises(InputError, match=r"--cache=device: the training images take 0.0 GB .* --cache_budget=0.0001"):
-        train.train_and_evaluate(config, tmp_path / "run", devices=ONE)
+        run(tmp_path / "run", cache="device", cache_budget=1e-4)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_rate_drops_when_the_validation_error_stops_improving(config, tmp_path):
-    config = dataclasses.replace(config, **PLATEAU, log_every=1, epochs=6.0)
-    train.train_and_evaluate(config, tmp_path, devices=ONE)
-    rates = {line["step"]: line["learning_rate"] for line in metrics(tmp_path)}
-    best, rate, since = 2.0, 0.002, 0
-    for line in metrics(tmp_path, "validation"):
-        assert rates[line["step"]] == pytest.approx(rate, rel=1e-5)
+def scales_after(evaluations, patience):
+    """What the plateau rule has made of a rate of 1 once all these evaluations have been seen; one a step."""
+    best, scale, since, found = 2.0, 1.0, 0, [1.0]
+    for line in evaluations:
         since = 0 if line["top1_error"] < best else since + 1
         best = min(best, line["top1_error"])
-        if since == 2:
-            rate, since = max(rate / 10, 0.000002), 0
-    assert rate == pytest.approx(0.000002)
+        if since == patience:
+            scale, since = max(scale / 10, 0.001), 0
+        found.append(scale)
+    return found
 
 
-def test_the_plateaus_scale_multiplies_the_move_of_every_parameter(prepared):
-    (batch,) = training_batches(open_dataset(str(prepared)), batch_size=16, seed=0, steps=range(1))
-    step, state = step_and_state(prepared, ONE)
+def test_the_rate_drops_when_the_validation_error_stops_improving(run, tmp_path):
+    run(tmp_path, **{**PLATEAU, "log_every": 1, "epochs": 6.0})
+    rates = [line["learning_rate"] for line in metrics(tmp_path)]
+    *scales, last = scales_after(metrics(tmp_path, "validation"), patience=2)
+    np.testing.assert_allclose(rates, 0.002 * np.array(scales), rtol=1e-5)
+    assert last == pytest.approx(0.001)
+
+
+def test_the_plateaus_scale_multiplies_the_move_of_every_parameter(dataset):
+    (batch,) = training_batches(dataset, batch_size=16, seed=0, steps=range(1))
+    step, state = step_and_state(dataset, ONE)
     moves = []
     for scale in (1.0, 0.1):
-        copy = jax.tree.map(jnp.copy, state)
-        copy = copy.replace(plateau=copy.plateau._replace(scale=copy.plateau.scale * scale))
+        copy = jax.tree.map(
+            lambda of, scale=scale: of._replace(scale=of.scale * scale) if isinstance(of, PlateauState) else of,
+            jax.tree.map(jnp.copy, state), is_leaf=lambda of: isinstance(of, PlateauState),
+        )  # fmt: skip
         after = step(copy, parallel.shard(batch, ONE))[0].params
         moves.append(jax.tree.map(lambda new, old: np.asarray(new) - np.asarray(old), after, state.params))
     jax.tree.map(lambda whole, tenth: np.testing.assert_allclose(tenth, 0.1 * whole, atol=1e-6), *moves)
     assert np.abs(moves[0]["fc4"]["kernel"]).max() > 1e-4
 
 
-def test_two_devices_give_the_loss_curve_of_one_in_the_2012_form_too(config, tmp_path):
-    for name, devices in (("one", ONE), ("two", TWO)):
-        train.train_and_evaluate(dataclasses.replace(config, **OF_2012), tmp_path / name, devices=devices)
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+def test_two_devices_give_the_loss_curve_of_one_in_the_2012_form_too(finished):
+    one, two = losses(finished(ONE, **OF_2012)), losses(finished(TWO, **OF_2012))
     np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-4)
 
 
@@ -220,15 +253,15 @@ def test_two_devices_give_the_loss_curve_of_one_in_the_2012_form_too(config, tmp
     ],
 )
 def test_lines_evaluations_and_checkpoints_come_when_they_should(
-    config, tmp_path, monkeypatch, changes, logged, evaluated, saved
+    run, tmp_path, monkeypatch, changes, logged, evaluated, saved
 ):
     found = []
     save = checkpoint.Checkpoints.save
     monkeypatch.setattr(checkpoint.Checkpoints, "save", lambda *args: (found.append(args[1]), save(*args)))
     # Always wrong in the same number of cases: the first evaluation is the best.
     errors = evaluate.Errors(0.5, 0.1, 1.0, 23)
-    monkeypatch.setattr(train, "evaluate", lambda *_: errors)
-    train.train_and_evaluate(dataclasses.replace(config, **changes), tmp_path, devices=ONE)
+    monkeypatch.setattr(train, "evaluate", lambda *_: (errors, {}))
+    run(tmp_path, **changes)
     saved = saved | {evaluated[0]}
     assert [line["step"] for line in metrics(tmp_path, "validation")] == evaluated
     assert found == sorted(saved)
@@ -239,39 +272,64 @@ def test_lines_evaluations_and_checkpoints_come_when_they_should(
     np.testing.assert_allclose(rates, [0.002 if step <= 9 else 0.0002 for step in at])  # drops after 3 epochs: 9 steps
 
 
-def test_a_line_is_the_mean_over_the_steps_since_the_line_before(config, tmp_path):
-    for every in (1, 5):
-        train.train_and_evaluate(dataclasses.replace(config, log_every=every), tmp_path / str(every), devices=ONE)
-    for name in ("loss", "top1_error"):
-        each = [line[name] for line in metrics(tmp_path / "1")]
-        means = [line[name] for line in metrics(tmp_path / "5")]
+GRADIENT_NORM = {"gradient_norm": lambda seen: optax.global_norm(seen.gradients)}
+CONFIDENCE = {"confidence": lambda logits, labels: jnp.max(jax.nn.softmax(logits), axis=1)}
+
+
+@pytest.fixture(scope="module")
+def measured(run, tmp_path_factory):
+    """A run that logs each step, with two numbers more."""
+    workdir = tmp_path_factory.mktemp("runs") / "measured"
+    run(workdir, log_every=1, metrics=Metrics(GRADIENT_NORM, CONFIDENCE))
+    return workdir
+
+
+def test_a_line_is_the_mean_over_the_steps_since_the_line_before(run, measured, tmp_path):
+    run(tmp_path, log_every=5, metrics=Metrics(GRADIENT_NORM))
+    for name in ("loss", "top1_error", "gradient_norm"):
+        each, means = ([line[name] for line in metrics(workdir)] for workdir in (measured, tmp_path))
         assert means == pytest.approx([np.mean(each[:5]), np.mean(each[5:10]), np.mean(each[10:])], rel=1e-6)
 
 
 def test_an_interval_is_exact_over_a_long_run():
-    every = in_steps("0.1epochs", Fraction(1281167, 128))
-    due = [step for step in range(1, 100_000) if is_due(step, every)]
-    assert due == [-(-number * 1281167 // 1280) for number in range(1, len(due) + 1)]
-    assert [step for step in range(1, 20) if is_due(step, in_steps("4", Fraction(7)))] == [4, 8, 12, 16]
-    assert [step for step in range(1, 5) if is_due(step, Fraction(1, 3))] == [1, 2, 3, 4]
+    def due(interval, steps_per_epoch, steps):
+        intervals = Intervals(in_steps(interval, steps_per_epoch), Fraction(7), Fraction(10**9), 10**7)
+        return [step for step in steps if intervals.due(step).log]
+
+    found = due("0.1epochs", Fraction(1281167, 128), range(1, 100_000))
+    assert found == [-(-number * 1281167 // 1280) for number in range(1, len(found) + 1)]
+    assert len(found) == 99
+    assert due("4", Fraction(7), range(1, 20)) == [4, 8, 12, 16]
+    assert due("1/3epoch", Fraction(1), range(1, 5)) == [1, 2, 3, 4]
     for interval in ("0", "-1", "epochs", "1.5", "1eposhs", "1epochss", "nan", "", "0epochs", "1/0epochs"):
         with pytest.raises(ValueError, match="must be"):
             in_steps(interval, Fraction(7))
 
 
-def step_and_state(prepared, devices, **changes):
-    statistics = open_dataset(str(prepared)).statistics
-    mean_image, pca = (jnp.asarray(x, jnp.float32) for x in (statistics.mean_image, statistics.color_pca))
-    net, optimizer = model.AlexNet(TINY), sgd(0.001)
-    step = train.make_train_step(net, optimizer, mean_image, pca, Config(crop_size=CROP, **changes), 2.0)
-    state = parallel.replicate(train.init_state(net, optimizer, crop_size=CROP, seed=0), devices)
+def test_the_intervals_of_a_config():
+    config = dataclasses.replace(CONFIG, log_every=5, evaluate_every="2epochs", checkpoint_every="1/2epoch", epochs=3.0)
+    intervals = Intervals.of(config, Fraction(50, 16))
+    assert intervals == Intervals(Fraction(5), Fraction(25, 4), Fraction(25, 16), 9)
+    assert [step for step in range(1, 10) if intervals.due(step).log] == [5, 9]  # the last one in any case
+    assert [step for step in range(1, 10) if intervals.due(step).evaluate] == [7, 9]
+    assert [step for step in range(1, 10) if intervals.due(step).save] == [2, 4, 5, 7, 8, 9]
+    assert Intervals.of(dataclasses.replace(config, epochs=0.001), Fraction(50, 16)).last == 1
+
+
+def step_and_state(dataset, devices, **changes):
+    mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
+    pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
+    net, optimizer = model.AlexNet(TINY), papers_rule(0.001, patience=1)
+    augment = papers_augmentation(small_config(**changes), mean_image, pca, 2.0)
+    step = make_train_step(net, optimizer, augment, axis_name=parallel.axis_of(devices))
+    state = parallel.replicate(init_state(net, optimizer, image_size=CROP), devices)
     return parallel.pmap_step(step, devices, donate_state=True), state
 
 
-def losses_at(prepared, numbers, **changes):
+def losses_at(dataset, numbers, **changes):
     """Of the step after so many, each from the same parameters and on the same batch."""
-    (batch,) = training_batches(open_dataset(str(prepared)), batch_size=16, seed=0, steps=range(1))
-    step, state = step_and_state(prepared, ONE, **changes)
+    (batch,) = training_batches(dataset, batch_size=16, seed=0, steps=range(1))
+    step, state = step_and_state(dataset, ONE, **changes)
     batch, found = parallel.shard(batch, ONE), []
     for number in numbers:
         copy = jax.tree.map(jnp.copy, state)  # the step donates it
@@ -279,37 +337,42 @@ def losses_at(prepared, numbers, **changes):
     return found
 
 
-def test_what_is_random_is_drawn_anew_at_each_step(prepared):
-    first, again, other = losses_at(prepared, [0, 0, 1])
+def test_what_is_random_is_drawn_anew_at_each_step(dataset):
+    first, again, other = losses_at(dataset, [0, 0, 1])
     assert first == again != other
 
 
-def test_the_color_stops_at_its_epoch(prepared):
-    before, after = losses_at(prepared, [5, 6], color_rescale=True, color_off_from=3.0)  # epochs of 2 steps
-    with_color = losses_at(prepared, [5, 6], color_rescale=True)
-    (without,) = losses_at(prepared, [6], color_scale=0.0)
+def test_the_color_stops_at_its_epoch(dataset):
+    before, after = losses_at(dataset, [5, 6], color_rescale=True, color_off_from=3.0)  # epochs of 2 steps
+    with_color = losses_at(dataset, [5, 6], color_rescale=True)
+    (without,) = losses_at(dataset, [6], color_scale=0.0)
     assert [before, after] == pytest.approx([with_color[0], without], rel=1e-6)
     assert after != pytest.approx(with_color[1], rel=1e-6)
 
 
-def test_each_setting_of_the_augmentation_reaches_the_step(prepared):
-    found = {"none": losses_at(prepared, [1]), "reflect": losses_at(prepared, [1], reflect=False)}
+def test_each_setting_of_the_augmentation_reaches_the_step(dataset):
+    found = {"none": losses_at(dataset, [1]), "reflect": losses_at(dataset, [1], reflect=False)}
     for name in ("crop_to_edge", "crop_chunk", "center_mean", "color_rescale"):
-        found[name] = losses_at(prepared, [1], **{name: OF_2012[name]})
+        found[name] = losses_at(dataset, [1], **{name: OF_2012[name]})
     assert len({loss for (loss,) in found.values()}) == 6, found
 
 
-def test_a_mean_over_one_device_works_operation_by_operation():
-    """As --debug_nans runs the step; a fast stand-in for its own test."""
-    with jax.disable_jit():
-        found = jax.vmap(lambda x: parallel.mean(2 * x), out_axes=None, axis_name=parallel.AXIS)(jnp.ones(1))
-    assert found == 2
+def test_under_debug_nans_a_step_runs_operation_by_operation(dataset):
+    """A fast stand-in for the command's own test of --debug_nans."""
+    (expected,) = losses_at(dataset, [0])
+    jax.config.update("jax_debug_nans", True)
+    try:
+        assert parallel.axis_of(TWO) is None
+        (found,) = losses_at(dataset, [0])
+    finally:
+        jax.config.update("jax_debug_nans", False)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_biases_follow_their_own_rate_and_decay(config, tmp_path):
+def test_biases_follow_their_own_rate_and_decay(run, tmp_path):
     def biases(name, **changes):
-        changes = {"epochs": 0.64, "weight_decay": 0.1, **changes}  # two steps, after the first of which they are not 0
-        train.train_and_evaluate(dataclasses.replace(config, **changes), tmp_path / name, devices=ONE)
+        # Two steps, after the first of which they are not 0.
+        run(tmp_path / name, epochs=0.64, weight_decay=0.1, **changes)
         return final_params(tmp_path / name)["conv2"]["bias"]
 
     plain, undecayed, doubled = biases("0"), biases("1", decay_biases=False), biases("2", bias_learning_rate=0.004)
@@ -317,20 +380,17 @@ def test_biases_follow_their_own_rate_and_decay(config, tmp_path):
     assert np.linalg.norm(doubled) == pytest.approx(2 * np.linalg.norm(plain), rel=0.1)
 
 
-def test_the_frozen_layer_stays_and_the_others_move(config, tmp_path):
-    config = dataclasses.replace(config, conv1_frozen_from=2.0, checkpoint_every=3)
-    train.train_and_evaluate(dataclasses.replace(config, epochs=2.0), tmp_path / "two", devices=ONE)
-    train.train_and_evaluate(config, tmp_path / "four", devices=ONE)
-    two, four = final_params(tmp_path / "two"), final_params(tmp_path / "four")
+def test_the_frozen_layer_stays_and_the_others_move(run, tmp_path):
+    run(tmp_path, conv1_frozen_from=2.0, checkpoint_every=3, keep_checkpoints=9)
+    two, four = (load(tmp_path, step).params for step in ("6", "12"))  # after so many epochs
     for name in two:
         for kind in two[name]:
             same = np.array_equal(two[name][kind], four[name][kind])
             assert same == (name == "conv1"), f"{name}/{kind}"
 
 
-def test_a_step_compiles_once_and_donates_its_state(prepared):
-    dataset = open_dataset(str(prepared))
-    step, state = step_and_state(prepared, TWO)
+def test_a_step_compiles_once_and_donates_its_state(dataset):
+    step, state = step_and_state(dataset, TWO)
     first = state
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -348,49 +408,176 @@ def test_a_step_compiles_once_and_donates_its_state(prepared):
     assert int(state.step) == 4
 
 
-def test_a_full_disk_is_told_and_keeps_the_checkpoint_before(config, tmp_path, monkeypatch):
-    config = dataclasses.replace(config, checkpoint_every=4)
+# What a caller gives of their own
+
+
+def by_hand(dataset, optimizer):
+    """The parameters after the 12 steps of CONFIG: the step without the loop, compiled by `jit`."""
+    mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
+    pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
+    net = model.AlexNet(TINY)
+    step = jax.jit(make_train_step(net, optimizer, papers_augmentation(CONFIG, mean_image, pca, 50 / 16)))
+    state = init_state(net, optimizer, image_size=CROP)
+    for batch in training_batches(dataset, batch_size=16, seed=0, steps=range(12)):
+        state, _ = step(state, batch)
+    return state.params
+
+
+@pytest.mark.parametrize("rule", [optax.adamw(0.003), optax.lars(0.05)], ids=["adamw", "lars"])
+@jax.numpy_dtype_promotion("standard")  # which optax's rules need
+def test_an_optimizer_of_ones_own_is_used_as_it_is(run, dataset, tmp_path, rule):
+    run(tmp_path, optimizer=rule, learning_rate=7.0, momentum=0.1, weight_decay=0.9)  # settings of the paper's rule
+    jax.tree.map(
+        lambda found, expected: np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5),
+        final_params(tmp_path), by_hand(dataset, rule),
+    )  # fmt: skip
+    assert {key for line in metrics(tmp_path) for key in line} & {"learning_rate", "rate_scale"} == set()
+
+
+def constant(size):
+    """A rule that moves every number by so much at each step, whatever its gradient."""
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda update: jnp.full_like(update, size), updates))
+
+
+@pytest.mark.parametrize(
+    ("rule", "patience"), [(constant(-0.001), 2), (with_plateau(constant(-0.001), 3), 3)], ids=["plain", "wrapped"]
+)
+def test_the_plateau_rule_wraps_any_optimizer_once(run, tmp_path, rule, patience):
+    first_bias = Metrics({"bias": lambda seen: seen.params["fc4"]["bias"][0]})
+    run(tmp_path, **{**PLATEAU, "log_every": 1, "epochs": 3.0}, optimizer=rule, metrics=first_bias)
+    lines = metrics(tmp_path)
+    *scales, last = scales_after(metrics(tmp_path, "validation"), patience)
+    assert last < 1
+    np.testing.assert_allclose([line["rate_scale"] for line in lines], scales, rtol=1e-6)
+    moves = np.diff([line["bias"] for line in lines])
+    np.testing.assert_allclose(moves, -0.001 * np.array(scales[:-1]), rtol=1e-3)
+    assert "learning_rate" not in lines[0]
+
+
+def nothing_to_see(draws, images):
+    return jnp.zeros((len(images), CROP, CROP, 3))
+
+
+def noisy(draws, images):
+    """Another noise for each image, as any number of devices draws it."""
+    centers = images[:, (SIZE - CROP) // 2 :, (SIZE - CROP) // 2 :][:, :CROP, :CROP].astype(jnp.float32) - 100
+    return centers + 30 * jax.vmap(lambda key: jax.random.normal(key, (CROP, CROP, 3)))(draws.keys())
+
+
+def test_an_augmentation_of_ones_own_replaces_the_papers(run, finished, tmp_path):
+    run(tmp_path / "nothing", augment=nothing_to_see, epochs=0.3)
+    assert losses(tmp_path / "nothing") == {1: pytest.approx(math.log(3), rel=1e-6)}  # the biases are 0 at first
+    for name, devices in (("one", ONE), ("two", TWO)):
+        run(tmp_path / name, augment=noisy, devices=devices)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    np.testing.assert_allclose([*two.values()], [*one.values()], rtol=1e-4)
+    assert one != losses(finished())
+
+
+def test_more_numbers_are_logged_like_the_others(measured, dataset):
+    lines, (*_, last) = metrics(measured), metrics(measured, "validation")
+    assert [list(line)[3:] for line in lines] == [
+        ["loss", "top1_error", "gradient_norm", "learning_rate", "images_per_second"]
+    ] * 12
+    assert list(last)[3:] == ["top1_error", "top5_error", "nll", "confidence"]
+    images = train.input_pipeline.whole_split(dataset, "validation").images
+    expected = load(measured).probabilities(images).max(axis=1).mean()
+    assert last["confidence"] == pytest.approx(float(expected), rel=1e-5)
+    (events,) = (measured / "tensorboard").iterdir()
+    for name in (b"train/gradient_norm", b"validation/confidence"):
+        assert name in events.read_bytes()
+
+
+def test_a_metric_of_the_gradients_sees_those_of_the_whole_batch(run, measured, tmp_path):
+    run(tmp_path, devices=TWO, log_every=1, metrics=Metrics(GRADIENT_NORM))
+    one, two = ([line["gradient_norm"] for line in metrics(workdir)] for workdir in (measured, tmp_path))
+    np.testing.assert_allclose(two, one, rtol=1e-3)
+    assert len({*one}) == 12
+
+
+def test_a_run_goes_on_with_other_metrics(run, finished, tmp_path):
+    with stopping(5):
+        run(tmp_path, checkpoint_every=2, evaluate_every=100, log_every=5, metrics=Metrics(GRADIENT_NORM))
+    other = Metrics({"largest": lambda seen: jnp.max(jnp.abs(seen.logits))}, CONFIDENCE)
+    run(tmp_path, checkpoint_every=2, evaluate_every=100, log_every=5, metrics=other)
+    first, *rest = metrics(tmp_path)
+    # Four steps with the one and one with the other: each number is the mean of its own.
+    assert {"gradient_norm", "largest"} < {*first}
+    assert [{*line} & {"gradient_norm", "largest", "loss"} for line in rest] == [{"largest", "loss"}] * 2
+    assert "confidence" in metrics(tmp_path, "validation")[-1]
+    jax.tree.map(np.testing.assert_array_equal, final_params(finished()), final_params(tmp_path))
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_a_run_with_what_is_ones_own_goes_on_with_the_same_only(run, tmp_path):
+    own = {"optimizer": optax.adamw(0.003), "augment": noisy, **PLATEAU}
+    run(tmp_path / "whole", **own)
+    workdir = tmp_path / "run"
+    with stopping(5):
+        run(workdir, checkpoint_every=2, **own)
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    for others, message in (
+        ({"optimizer": None}, r"\(optimizer was one's own, is the paper's\)"),
+        ({"augment": None}, r"\(augment was one's own, is the paper's\)"),
+        ({"optimizer": None, "augment": None}, "augment was one's own, is the paper's; optimizer was one's own"),
+        ({"optimizer": optax.sgd(0.1)}, r"checkpoints/5: is of another optimizer: optimizer/state/\S+ is .* there,"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(workdir, **{**own, **others})
+    kept = {path: path.read_bytes() for path in before if "tensorboard" not in path.parts}
+    assert kept == {path: before[path] for path in kept}
+    run(workdir, checkpoint_every=2, **own)
+    assert losses(workdir) == losses(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, final_params(workdir), final_params(tmp_path / "whole"))
+
+
+def test_the_papers_run_does_not_go_on_with_ones_own(run, finished, tmp_path):
+    shutil.copytree(finished(), tmp_path / "run")
+    for name, own in (("optimizer", optax.sgd(0.1)), ("augment", noisy)):
+        with pytest.raises(InputError, match=rf"\({name} was the paper's, is one's own\)"):
+            run(tmp_path / "run", **{name: own})
+
+
+# What goes wrong
+
+
+def test_a_full_disk_is_told_and_keeps_the_checkpoint_before(run, finished, tmp_path, monkeypatch):
     usage = iter([10**9, 1000])  # bytes free at the first and at the second checkpoint
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=next(usage)))
     with pytest.raises(InputError, match="checkpoints: the checkpoint cannot be written"):
-        train.train_and_evaluate(config, tmp_path / "full", devices=ONE)
-    assert [path.name for path in (tmp_path / "full" / "checkpoints").iterdir()] == ["4"]
+        run(tmp_path, checkpoint_every=4)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
     monkeypatch.undo()  # now there is room
-    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
-    for name in ("full", "whole"):
-        train.train_and_evaluate(config, tmp_path / name, devices=ONE)
-    assert losses(tmp_path / "full") == losses(tmp_path / "whole")
-    jax.tree.map(np.testing.assert_array_equal, final_params(tmp_path / "full"), final_params(tmp_path / "whole"))
+    run(tmp_path, checkpoint_every=4)
+    assert losses(tmp_path) == losses(finished())
+    jax.tree.map(np.testing.assert_array_equal, final_params(tmp_path), final_params(finished()))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
-    config = dataclasses.replace(config, learning_rate=1e30, evaluate_every=100, log_every=5)
+def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
     message = "the loss is not finite at step 2; the last good checkpoint is that of step none; in another"
     with pytest.raises(InputError, match=message):
-        train.train_and_evaluate(config, tmp_path, devices=ONE)
+        run(tmp_path, learning_rate=1e30, evaluate_every=100, log_every=5)
     assert metrics(tmp_path) == []
 
 
-def test_parameters_that_are_not_finite_are_not_saved(config, tmp_path):
-    config = dataclasses.replace(config, learning_rate=1e38, weight_decay=1000.0, checkpoint_every=1)
+def test_parameters_that_are_not_finite_are_not_saved(run, tmp_path):
     with pytest.raises(InputError, match="a parameter is not finite at step 1; the last good checkpoint is that of"):
-        train.train_and_evaluate(config, tmp_path, devices=ONE)
+        run(tmp_path, learning_rate=1e38, weight_decay=1000.0, checkpoint_every=1)
     assert not any((tmp_path / "checkpoints").iterdir())
 
 
-def test_a_clock_that_goes_backwards_changes_nothing(config, tmp_path, monkeypatch):
-    train.train_and_evaluate(config, tmp_path / "forwards", devices=ONE)
+def test_a_clock_that_goes_backwards_changes_nothing(run, finished, tmp_path, monkeypatch):
+    forwards = finished()
     now = itertools.count(2e9, -1000)
     monkeypatch.setattr(time, "time", lambda: next(now))
-    train.train_and_evaluate(config, tmp_path / "backwards", devices=ONE)
-    assert losses(tmp_path / "forwards") == losses(tmp_path / "backwards")
-    saved = [sorted(os.listdir(tmp_path / name / "checkpoints")) for name in ("forwards", "backwards")]
+    run(tmp_path)
+    assert losses(forwards) == losses(tmp_path)
+    saved = [sorted(os.listdir(workdir / "checkpoints")) for workdir in (forwards, tmp_path)]
     assert saved[0] == saved[1]
 
 
-def test_a_data_set_that_vanishes_while_training_is_told(config, prepared, tmp_path, monkeypatch):
+def test_a_data_set_that_vanishes_while_training_is_told(prepared, tmp_path, monkeypatch):
     shutil.copytree(prepared, tmp_path / "set")
-    config = dataclasses.replace(config, dataset=str(tmp_path / "set"), epochs=200.0)
     advance = runlog.RunLog.advance
 
     def advance_and_vanish(log):
@@ -399,98 +586,41 @@ def test_a_data_set_that_vanishes_while_training_is_told(config, prepared, tmp_p
         advance(log)
 
     monkeypatch.setattr(runlog.RunLog, "advance", advance_and_vanish)
+    config = dataclasses.replace(CONFIG, epochs=200.0)
     with pytest.raises(InputError, match=r"images-train.array_record-00000, record [0-9]+: cannot be read"):
-        train.train_and_evaluate(config, tmp_path / "run", devices=ONE)
+        train.fit(TINY, open_dataset(str(tmp_path / "set")), config, tmp_path / "run", devices=ONE)
 
 
-def test_a_read_that_hangs_ends_the_run(config, tmp_path, monkeypatch):
+def test_a_read_that_hangs_ends_the_run(run, dataset, tmp_path, monkeypatch):
     def hanging(*_):
-        yield from batches(open_dataset(config.dataset), 16, 0, range(2))
+        yield from batches(dataset, 16, 0, range(2))
         threading.Event().wait(20)
 
     batches = train.input_pipeline.training_batches
     monkeypatch.setattr(train.input_pipeline, "training_batches", hanging)
-    config = dataclasses.replace(config, stall_timeout=0.5, evaluate_every=100)
-    message = rf"{config.dataset}: no batch was read in 0.5 s \(--stall_timeout\)"
-    with pytest.raises(InputError, match=message):
-        train.train_and_evaluate(config, tmp_path, devices=ONE)
+    with pytest.raises(InputError, match=rf"{dataset.path}: no batch was read in 0.5 s \(--stall_timeout\)"):
+        run(tmp_path, stall_timeout=0.5, evaluate_every=100)
 
 
 @pytest.mark.parametrize(
-    ("changes", "devices", "message"),
+    ("changes", "message"),
     [
-        ({"batch_size": 15}, TWO, "--batch_size=15: the 2 devices do not divide it"),
-        ({"batch_size": 64}, ONE, "--batch_size=64: more than the 50 training images"),
-        ({"crop_size": 41}, ONE, "--crop_size=41: the images of .* have 40 pixels"),
-        (
-            {"crop_size": 8},
-            ONE,
-            "--architecture=tiny --crop_size=8: conv2: 1×1 is smaller than a pooling window of 3",
-        ),
-        ({"num_classes": 2}, ONE, "--num_classes=2: .* has 3 classes"),
-        ({"architecture": "vgg"}, ONE, "--architecture=vgg: unknown"),
-        ({"dataset": "nowhere"}, ONE, "--dataset=nowhere: neither"),
+        ({"batch_size": 15, "devices": TWO}, "--batch_size=15: the 2 devices do not divide it"),
+        ({"batch_size": 64}, "--batch_size=64: more than the 50 training images"),
+        ({"crop_size": 41}, "--crop_size=41: the images of .* have 40 pixels"),
+        ({"crop_size": 8}, "--crop_size=8: conv2: 1×1 is smaller than a pooling window of 3"),
+        ({"layers": with_classes(TINY, 2)}, "the network has 2 outputs, and .* has 3 classes"),
+        ({"optimizer": optax.sgd(0.1), "frozen_layers": ("conv1",)}, "--frozen_layers=conv1: is of the paper's rule"),
     ],
 )
-def test_what_cannot_be_run_is_refused_before_anything_starts(config, tmp_path, changes, devices, message):
+def test_what_cannot_be_run_is_refused_before_anything_starts(run, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        train.train_and_evaluate(dataclasses.replace(config, **changes), tmp_path / "run", devices=devices)
+        run(tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
 
 
-def test_another_config_in_the_same_workdir_is_refused_and_the_fields_named(config, tmp_path):
-    runlog.claim_workdir(tmp_path, config, "data")
-    others = {
-        "cache": "device",
-        "cache_budget": 1.0,
-        "checkpoint_every": 3,
-        "keep_checkpoints": 9,
-        "stall_timeout": 2.0,
-    }
-    runlog.claim_workdir(tmp_path, dataclasses.replace(config, **others), "data")  # these decide nothing
-    other = dataclasses.replace(config, seed=7, learning_rate_drops=())
-    message = r"learning_rate_drops was \[3.0\], is \[\]; seed was 0, is 7"
-    with pytest.raises(InputError, match=message):
-        runlog.claim_workdir(tmp_path, other, "data")
-
-
-def test_a_run_of_a_version_that_did_not_know_a_field_yet_had_its_default(config, tmp_path):
-    runlog.claim_workdir(tmp_path, config, "data")
-    file = tmp_path / "config.json"
-    saved = json.loads(file.read_text())
-    del saved["config"]["reflect"]
-    file.write_text(json.dumps(saved))
-    runlog.claim_workdir(tmp_path, config, "data")
-    with pytest.raises(InputError, match="reflect was True, is False"):
-        runlog.claim_workdir(tmp_path, dataclasses.replace(config, reflect=False), "data")
-
-
-def test_a_workdir_that_only_another_host_sees_is_refused(config, tmp_path):
-    with pytest.raises(InputError, match="is not on a disk that all processes see"):
-        runlog.claim_workdir(tmp_path, config, "data", exists=True)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"config": 3}'])
-def test_a_damaged_config_is_refused(config, tmp_path, content):
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match="cannot be used"):
-        runlog.claim_workdir(tmp_path, config, "data")
-
-
-def test_the_data_set_may_move_but_not_change(config, tmp_path):
-    runlog.claim_workdir(tmp_path, config, "data")
-    runlog.claim_workdir(tmp_path, dataclasses.replace(config, dataset="/elsewhere"), "data")
-    with pytest.raises(InputError, match=f"dataset was {config.dataset} with other images, is {config.dataset}"):
-        runlog.claim_workdir(tmp_path, config, "other data")
-    with pytest.raises(InputError, match=f"dataset was {config.dataset}, is /elsewhere"):
-        runlog.claim_workdir(tmp_path, dataclasses.replace(config, dataset="/elsewhere"), "other data")
-
-
-def test_more_outputs_than_classes(config, tmp_path):
-    config = dataclasses.replace(config, num_classes=7, epochs=0.5)
-    train.train_and_evaluate(config, tmp_path, devices=ONE)
-    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
-    net = model.AlexNet(with_classes(TINY, 7))
-    state = parallel.replicate(train.init_state(net, sgd(RATES), crop_size=CROP, seed=0), ONE)
-    assert checkpoints.restore(checkpoints.latest_step(), state).params["fc4"]["bias"].shape == (7,)
-    checkpoints.close()
+def test_more_outputs_than_classes(run, tmp_path):
+    assert run(tmp_path, layers=with_classes(TINY, 7), epochs=0.5).examples == 23
+    network = load(tmp_path)
+    assert network.params["fc4"]["bias"].shape == (7,)
+    assert network.class_names == ("red", "green", "blue", *(f"output {number}" for number in range(3, 7)))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,7 +87,7 @@ def _layer(row: Any, name: str, steps: Mapping[str, Callable]) -> Conv | Local |
 
 def _number(value: Any, field: dataclasses.Field, what: str) -> Any:
     if field.type is float:
-        if type(value) in (int, float) and math.isfinite(value):
+        if type(value) in (int, float) and abs(value) <= sys.float_info.max:
             return float(value)
         raise ValueError(f"{what} is {value!r}; it must be a finite number")
     if field.name == "padding" and isinstance(value, list) and [*map(type, value)] == [int, int]:
@@ -100,12 +101,10 @@ def _step(row: Any, layer: str, steps: Mapping[str, Callable]) -> Step:
     if not isinstance(row, dict) or not isinstance(row.get("step"), str):
         raise ValueError(f"{layer}: {row!r} is no step")
     name = row["step"]
-    known = {**STEPS, **steps}
-    function = known.get(name, known.get(name.rpartition(".")[2]) if "." in name else None)
+    last = name.rpartition(".")[2]
+    function = STEPS.get(name) or steps.get(name) or (steps.get(last) if "." in name else None)
     if function is None:
-        raise ValueError(
-            f"{layer}: its step {name} is not known here; give it: load(…, steps={{'{name.rpartition('.')[2]}': …}})"
-        )
+        raise ValueError(f"{layer}: its step {name} is not known here; give it: load(…, steps={{'{last}': …}})")
     types = getattr(function, "__annotations__", {})
     keywords = {key: _value(of, types.get(key), f"{layer}:{name} {key}") for key, of in row.items() if key != "step"}
     try:

@@ -2,6 +2,8 @@
 
 import itertools
 import platform
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,24 +13,26 @@ import pytest
 from conftest import without_compilation_cache
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_layers import anything, check_gradients, conv2d_gradients, normal
 
 from alexnet_jax.device import onednn
-from alexnet_jax.paper import layers
+from alexnet_jax.device.tuned import conv2d_of_onednn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "paper"))
+from test_layers import anything, check_gradients, conv2d_gradients, normal
 
 
 @pytest.fixture(autouse=True, scope="module")
 def has_convolution():
     with without_compilation_cache():
-        if not onednn.has_convolution():
+        if onednn.missing():
             assert (jaxlib.__version__, platform.machine()) not in itertools.product(onednn._TRIED, ["x86_64"])
             pytest.skip("this jaxlib has no convolution of oneDNN")
         yield
-    assert not onednn.has_convolution()
+    assert onednn.missing() == "a compilation cache cannot keep programs that call it"
 
 
 def program(*arguments, **options):
-    return jax.jit(lambda x, kernel: layers.conv2d(x, kernel, **options)).lower(*arguments).as_text()
+    return jax.jit(lambda x, kernel: conv2d_of_onednn(x, kernel, **options)).lower(*arguments).as_text()
 
 
 @anything
@@ -43,7 +47,7 @@ def test_convolution_and_its_gradients(window, stride, low, high, groups, channe
     kernel = normal(seed + 1, window, window, channels, groups * features)
     options = {"stride": stride, "padding": (low, high), "groups": groups}
     assert "onednn" in program(x, kernel, **options)
-    check_gradients(lambda x, kernel: layers.conv2d(x, kernel, **options), conv2d_gradients(**options), x, kernel)
+    check_gradients(lambda x, kernel: conv2d_of_onednn(x, kernel, **options), conv2d_gradients(**options), x, kernel)
 
 
 def test_other_types_are_given_to_xla():
@@ -53,10 +57,10 @@ def test_other_types_are_given_to_xla():
 
 def test_images_one_by_one_and_none():
     x, kernel = jnp.array(normal(0, 4, 2, 7, 7, 6)), jnp.array(normal(1, 3, 3, 6, 5))
-    together = layers.conv2d(x.reshape(8, 7, 7, 6), kernel)
-    one_by_one = jax.vmap(lambda x: layers.conv2d(x, kernel))(x)
+    together = conv2d_of_onednn(x.reshape(8, 7, 7, 6), kernel)
+    one_by_one = jax.vmap(lambda x: conv2d_of_onednn(x, kernel))(x)
     np.testing.assert_allclose(one_by_one.reshape(together.shape), together, rtol=1e-5, atol=1e-5)
-    assert layers.conv2d(x[0, :0], kernel).shape == (0, 5, 5, 5)
+    assert conv2d_of_onednn(x[0, :0], kernel).shape == (0, 5, 5, 5)
 
 
 def test_gradients_of_gradients():
@@ -68,7 +72,7 @@ def test_gradients_of_gradients():
         of_square = jax.grad(lambda x: jnp.sum(convolve(x) ** 2))
         return jax.grad(lambda x: jnp.vdot(of_square(x), v))(x)
 
-    found = along(lambda x: layers.conv2d(x, kernel, padding=(1, 1)))
+    found = along(lambda x: conv2d_of_onednn(x, kernel, padding=(1, 1)))
     expected = along(
         lambda x: jax.lax.conv_general_dilated(
             x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")

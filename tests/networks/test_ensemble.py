@@ -12,31 +12,21 @@ import numpy as np
 import pytest
 from conftest import CROP, TINY, picture
 
-from alexnet_jax import train, weights
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.data import datasets, input_pipeline, shards
-from alexnet_jax.networks import ensemble
-from alexnet_jax.networks import network as trained
+from alexnet_jax.networks import ensemble, one_file
+from alexnet_jax.networks.loading import load
 from alexnet_jax.paper import model
-from alexnet_jax.paper.architectures import ARCHITECTURES
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny_for_all():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, "tiny", TINY)
-        yield
+from alexnet_jax.train import fit
 
 
 @pytest.fixture(scope="module")
 def workdirs(prepared, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    config = Config(
-        architecture="tiny", dataset=str(prepared), crop_size=CROP, batch_size=16, epochs=6.0, learning_rate=0.002
-    )
+    folder, dataset = tmp_path_factory.mktemp("runs"), datasets.open_dataset(str(prepared))
+    config = Config(crop_size=CROP, batch_size=16, epochs=6.0, learning_rate=0.002)
     for seed in (0, 1):
         run = dataclasses.replace(config, seed=seed)
-        train.train_and_evaluate(run, folder / f"seed{seed}", devices=jax.devices()[:1])
+        fit(TINY, dataset, run, folder / f"seed{seed}", devices=jax.devices()[:1])
     return [str(folder / f"seed{seed}") for seed in (0, 1)]
 
 
@@ -60,7 +50,7 @@ def test_one_network_has_the_errors_of_its_run_for_any_batch_size(workdirs, tmp_
 
 def test_ten_views_are_the_mean_of_the_softmax_outputs_of_each(workdirs, prepared, tmp_path):
     ensemble.evaluate_networks(workdirs[:1], tmp_path, views=10)
-    network, dataset = trained.load(workdirs[0]), datasets.open_dataset(str(prepared))
+    network, dataset = load(workdirs[0]), datasets.open_dataset(str(prepared))
     images = input_pipeline.whole_split(dataset, "validation").images - dataset.statistics.mean_image
     views = []
     for top, left in ((0, 0), (0, 8), (8, 0), (8, 8), (4, 4)):
@@ -145,8 +135,8 @@ def test_what_does_not_fit_is_refused(workdirs, tmp_path, other_dataset):
     ensemble.evaluate_networks(workdirs[:1], tmp_path / "train", split="train")
     with pytest.raises(InputError, match="is of other images or classes than"):
         ensemble.evaluate_networks([workdirs[0], str(tmp_path / "train" / "answers.npz")], tmp_path / "out")
-    weights.save(trained.load(workdirs[0]), tmp_path / "a.safetensors")
-    with pytest.raises(InputError, match=r"--dataset=PATH is needed: .*a\.safetensors does not tell"):
+    one_file.save(load(workdirs[0]), tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"--dataset=PATH is needed: .*a\.safetensors does not say"):
         ensemble.evaluate_networks([str(tmp_path / "a.safetensors")], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -154,11 +144,11 @@ def test_what_does_not_fit_is_refused(workdirs, tmp_path, other_dataset):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--mode=look"], "--mode=look: must be train or evaluate"),
+        (["--mode=look"], "--mode=look: must be one of train, evaluate"),
         (["--mode=evaluate", "--momentum=0.5"], "--momentum: not with --mode=evaluate"),
         (["--mode=evaluate", "--workdir=a.npz"], "--output=DIR is needed"),
         (["--mode=evaluate", "--workdir=a.safetensors"], "--output=DIR is needed"),
-        (["--mode=evaluate", "--views=3"], "--views=3: must be 1 or 10"),
+        (["--mode=evaluate", "--views=3"], "--views=3: must be one of 1, 10"),
         (["--mode=evaluate"], "nowhere: there is no run"),
     ],
 )

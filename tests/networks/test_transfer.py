@@ -10,35 +10,38 @@ import numpy as np
 import pytest
 from conftest import CROP, TINY, picture
 
-from alexnet_jax import train
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.data import datasets, shards
-from alexnet_jax.networks import network as trained
-from alexnet_jax.paper.architectures import ARCHITECTURES, with_layers
+from alexnet_jax.device.tuned import tuned
+from alexnet_jax.networks import one_file
+from alexnet_jax.networks.loading import load
+from alexnet_jax.networks.network import Trained
+from alexnet_jax.networks.transfer import find_origin
+from alexnet_jax.paper.layers import relu
+from alexnet_jax.paper.model import AlexNet
+from alexnet_jax.paper.table import with_classes, with_layers, with_steps
+from alexnet_jax.paper.train_state import shapes_of_params
+from alexnet_jax.train import fit
 
-ONE = jax.devices()[:1]
+TWO_CLASSES = with_classes(TINY, 2)
+WIDER = with_layers(TWO_CLASSES, conv1={"features": 16}, conv2={"features": 12}, fc3={"features": 20})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_tables():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, "tiny", TINY)
-        patch.setitem(
-            ARCHITECTURES,
-            "wider",
-            with_layers(TINY, conv1={"features": 16}, conv2={"features": 12}, fc3={"features": 20}),
-        )
-        yield
+def train(layers, dataset, config, workdir):
+    return fit(layers, dataset, config, workdir, devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
-def origin(prepared, tmp_path_factory):
-    """A run on three classes."""
+def colors(prepared):
+    """Images of three classes."""
+    return datasets.open_dataset(str(prepared))
+
+
+@pytest.fixture(scope="module")
+def origin(colors, tmp_path_factory):
+    """A run on them."""
     workdir = tmp_path_factory.mktemp("origin") / "run"
-    config = Config(
-        architecture="tiny", dataset=str(prepared), crop_size=CROP, batch_size=16, epochs=2.0, learning_rate=0.002
-    )
-    train.train_and_evaluate(config, workdir, devices=ONE)
+    train(TINY, colors, Config(crop_size=CROP, batch_size=16, epochs=2.0, learning_rate=0.002), workdir)
     return workdir
 
 
@@ -54,23 +57,20 @@ def others(tmp_path_factory):
         split: [item(number, index) for index in range(20)] for number, split in enumerate(("train", "validation"))
     }
     datasets.write(path, ["rose", "leaf"], splits, size=40)
-    return path
+    return datasets.open_dataset(str(path))
 
 
 @pytest.fixture
-def config(others, origin):
-    return Config(
-        architecture="tiny", dataset=str(others), crop_size=CROP, batch_size=10, epochs=2.0, learning_rate=0.002,
-        init_from=str(origin),
-    )  # fmt: skip
+def config(origin):
+    return Config(crop_size=CROP, batch_size=10, epochs=2.0, learning_rate=0.002, init_from=str(origin))
 
 
 def params(workdir):
-    return jax.tree.map(np.asarray, trained.load(workdir).params)
+    return jax.tree.map(np.asarray, load(workdir).params)
 
 
-def test_layers_are_taken_over_but_the_last_whose_classes_are_others(config, origin, tmp_path, capsys):
-    train.train_and_evaluate(dataclasses.replace(config, taken_rate_scale=0.0), tmp_path, devices=ONE)
+def test_layers_are_taken_over_but_the_last_whose_classes_are_others(config, others, origin, tmp_path, capsys):
+    train(TWO_CLASSES, others, dataclasses.replace(config, taken_rate_scale=0.0), tmp_path)
     facts = json.loads((tmp_path / "init.json").read_text())
     taken = [f"{layer}/{kind}" for layer in ("conv1", "conv2", "fc3") for kind in ("bias", "kernel")]
     assert facts == {"from": f"{origin}, step 6", "taken": taken, "new": ["fc4/bias", "fc4/kernel"]}
@@ -81,17 +81,16 @@ def test_layers_are_taken_over_but_the_last_whose_classes_are_others(config, ori
     assert after["fc4"]["kernel"].shape == (16, 2)
 
 
-def test_where_the_classes_are_the_same_the_last_layer_is_taken_too(config, prepared, tmp_path):
-    config = dataclasses.replace(config, dataset=str(prepared), batch_size=16, epochs=0.4)
-    train.train_and_evaluate(config, tmp_path, devices=ONE)
+def test_where_the_classes_are_the_same_the_last_layer_is_taken_too(config, colors, tmp_path):
+    find_origin(config, tmp_path, AlexNet(TINY), colors).keep(tmp_path)
     assert json.loads((tmp_path / "init.json").read_text())["new"] == []
 
 
-def test_what_is_taken_learns_at_a_tenth_of_the_rate_and_what_is_frozen_not_at_all(config, origin, tmp_path):
+def test_what_is_taken_learns_at_a_tenth_of_the_rate_and_what_is_frozen_not_at_all(config, others, origin, tmp_path):
     moves = {}
     for scale, frozen in ((1.0, ()), (0.1, ("conv2",))):
         run = dataclasses.replace(config, epochs=0.5, taken_rate_scale=scale, frozen_layers=frozen)  # one step
-        train.train_and_evaluate(run, tmp_path / str(scale), devices=ONE)
+        train(TWO_CLASSES, others, run, tmp_path / str(scale))
         after = params(tmp_path / str(scale))
         moves[scale] = {
             layer: after[layer]["kernel"] - params(origin)[layer]["kernel"] for layer in ("conv1", "conv2", "fc3")
@@ -104,26 +103,43 @@ def test_what_is_taken_learns_at_a_tenth_of_the_rate_and_what_is_frozen_not_at_a
     np.testing.assert_array_equal(moves[0.1]["fc4"], moves[1.0]["fc4"])
 
 
-def test_a_run_goes_on_without_the_one_that_it_began_with(config, origin, tmp_path):
+def test_a_run_goes_on_without_the_one_that_it_began_with(config, others, origin, tmp_path):
     copy = tmp_path / "origin"
     shutil.copytree(origin, copy)
-    config = dataclasses.replace(config, init_from=str(copy), frozen_layers=("conv1",))
-    first = train.train_and_evaluate(config, tmp_path / "run", devices=ONE)
+    config = dataclasses.replace(config, init_from=str(copy), epochs=0.5, frozen_layers=("conv2",))
+    first = train(TWO_CLASSES, others, config, tmp_path / "run")
     shutil.rmtree(copy)
-    assert train.train_and_evaluate(config, tmp_path / "run", devices=ONE) == first
-    np.testing.assert_array_equal(params(tmp_path / "run")["conv1"]["kernel"], params(origin)["conv1"]["kernel"])
+    assert train(TWO_CLASSES, others, config, tmp_path / "run") == first
+    np.testing.assert_array_equal(params(tmp_path / "run")["conv2"]["kernel"], params(origin)["conv2"]["kernel"])
+
+
+def own_step(x, *, slope=0.5):
+    return x * slope
+
+
+def test_a_network_with_steps_of_ones_own_is_a_beginning_too(config, colors, tmp_path):
+    """For one with the same steps, whatever else differs."""
+    layers = with_steps(TINY, {relu: own_step})
+    net, file = AlexNet(layers), tmp_path / "own.safetensors"
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), shapes_of_params(net, CROP))
+    mean_image = colors.statistics.mean_image
+    one_file.save(Trained(file, 0, config, "", colors.class_names, mean_image, net, params), file)
+    wider = AlexNet(tuned(with_layers(layers, fc3={"features": 20})))
+    found = find_origin(dataclasses.replace(config, init_from=str(file)), tmp_path, wider, colors)
+    assert found.new == ["fc3/bias", "fc3/kernel", "fc4/kernel"]
+    np.testing.assert_array_equal(found.values["conv2/kernel"], params["conv2"]["kernel"])
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("layers", "changes", "message"),
     [
-        ({"architecture": "wider"}, "none of its parameters has the name and shape of one here"),
-        ({"init_from": "nowhere"}, "--init_from=nowhere: nowhere: there is no run"),
-        ({"frozen_layers": ("fc4",)}, "--frozen_layers=fc4: is not taken over from"),
-        ({"frozen_layers": ("conv1",), "init_from": ""}, "--frozen_layers=conv1: needs --init_from"),
+        (WIDER, {}, "none of its parameters has the name and shape of one here"),
+        (TWO_CLASSES, {"init_from": "nowhere"}, "--init_from=nowhere: nowhere: there is no run"),
+        (TWO_CLASSES, {"frozen_layers": ("fc4",)}, "--frozen_layers=fc4: is not taken over from"),
+        (TWO_CLASSES, {"frozen_layers": ("conv1",), "init_from": ""}, "--frozen_layers=conv1: needs --init_from"),
     ],
 )
-def test_what_cannot_be_taken_over_is_refused(config, tmp_path, changes, message):
+def test_what_cannot_be_taken_over_is_refused(config, others, tmp_path, layers, changes, message):
     with pytest.raises(InputError, match=message):
-        train.train_and_evaluate(dataclasses.replace(config, **changes), tmp_path / "run", devices=ONE)
+        train(layers, others, dataclasses.replace(config, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()  # else the right flags would be refused there

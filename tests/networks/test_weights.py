@@ -19,13 +19,17 @@ import pytest
 import safetensors.numpy
 from conftest import CROP, TINY
 
-from alexnet_jax import command, train, weights
+from alexnet_jax import command, weights
 from alexnet_jax.config import Config, InputError
-from alexnet_jax.networks import caffe, interchange
-from alexnet_jax.networks import network as trained
-from alexnet_jax.paper.architectures import ARCHITECTURES, CAFFE, PAPER, TORCHVISION, with_column
+from alexnet_jax.data.datasets import open_dataset
+from alexnet_jax.networks import caffe, interchange, one_file
+from alexnet_jax.networks.loading import load
+from alexnet_jax.networks.network import Trained
+from alexnet_jax.paper.architectures import CAFFE, PAPER, TORCHVISION
 from alexnet_jax.paper.model import AlexNet
-from alexnet_jax.paper.train_state import init_params
+from alexnet_jax.paper.table import with_column
+from alexnet_jax.paper.train_state import init_params, shapes_of_params
+from alexnet_jax.train import fit
 
 WIDTHS = (8, 12, 16, 12, 8, 24, 20, 7)
 IMAGES = np.random.default_rng(1).integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
@@ -34,9 +38,8 @@ IMAGES = np.random.default_rng(1).integers(0, 256, (3, 256, 256, 3), dtype=np.ui
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     """The same tables at widths that tests can afford."""
-    for name, layers in {"caffe": CAFFE, "torchvision": TORCHVISION, "paper": PAPER}.items():
-        monkeypatch.setitem(ARCHITECTURES, name, with_column(layers, features=WIDTHS))
-    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+    for name, layers in {"CAFFE": CAFFE, "TORCHVISION": TORCHVISION}.items():
+        monkeypatch.setattr(interchange, name, with_column(layers, features=WIDTHS))
 
 
 def logits(network, images):
@@ -45,7 +48,7 @@ def logits(network, images):
 
 def oihw(layers, crop_size, scale=1.0):
     """Random weights and biases by layer, in the order of PyTorch and Caffe."""
-    like = jax.eval_shape(lambda: init_params(AlexNet(layers), jax.random.key(0), crop_size))
+    like = shapes_of_params(AlexNet(layers), crop_size)
     rng = np.random.default_rng(0)
     found = {}
     for name, of in like.items():
@@ -60,7 +63,7 @@ def oihw(layers, crop_size, scale=1.0):
 
 
 def torchvision_tensors():
-    ours = oihw(ARCHITECTURES["torchvision"], 224)
+    ours = oihw(interchange.TORCHVISION, 224)
     return {
         f"{theirs}.{part}": tensor
         for theirs, name in interchange.TORCHVISION_NAMES.items()
@@ -68,49 +71,52 @@ def torchvision_tensors():
     }
 
 
-def test_a_saved_network_is_the_same_network(prepared, tmp_path, monkeypatch):
-    config = Config(architecture="tiny", dataset=str(prepared), crop_size=CROP, batch_size=16, epochs=1.0)
-    run, file = tmp_path / "run", tmp_path / "a.safetensors"
-    train.train_and_evaluate(config, run, devices=jax.devices()[:1])
+@pytest.fixture(scope="module")
+def run(prepared, tmp_path_factory):
+    folder, config = tmp_path_factory.mktemp("runs") / "run", Config(crop_size=CROP, batch_size=16, epochs=1.0)
+    fit(TINY, open_dataset(str(prepared)), config, folder, devices=jax.devices()[:1])
+    return folder
+
+
+def test_a_saved_network_is_the_same_network(run, prepared, tmp_path):
+    file = tmp_path / "a.safetensors"
     before = weights.read(weights.Options(source=str(run), output="a.safetensors"))
     errors = weights.known_errors(before)
     assert errors["top1_error"] == json.loads((run / "result.json").read_text())["top1_error"]
     assert weights.known_errors(dataclasses.replace(before, step=1)) == {}
-    weights.save(before, file, errors)
-    after = trained.load(file)
+    one_file.save(before, file, errors)
+    after = load(file)
     images = np.random.default_rng(0).integers(0, 256, (5, before.size, before.size, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(after.make_probabilities()(images), before.make_probabilities()(images))
-    assert (after.class_names, after.step) == (before.class_names, before.step)
-    card = json.loads(interchange.read_safetensors(file)[1]["card"])
+    np.testing.assert_array_equal(after.probabilities(images), before.probabilities(images))
+    assert (after.class_names, after.step, after.config) == (before.class_names, before.step, before.config)
+    assert after.net.layers == before.net.layers == TINY
+    assert (before.dataset, after.dataset) == (str(prepared), "")
+    card = json.loads(one_file.read_safetensors(file)[1]["card"])
     assert card["errors"] == errors
-    assert {"versions", "commit"} <= set(card)
+    assert {"layers", "versions", "commit"} <= set(card)
     with pytest.raises(InputError, match="holds one network and has no checkpoint '7'"):
-        trained.load(file, "7")
-    _converts_a_run_as_the_flags_say(run, prepared, tmp_path, monkeypatch)
+        load(file, "7")
     # It is a beginning for another run.
-    other = tmp_path / "other"
-    train.train_and_evaluate(
-        Config(architecture="tiny", dataset=str(prepared), crop_size=CROP, batch_size=16, epochs=0.4,
-               init_from=str(file), taken_rate_scale=0.0),
-        other, devices=jax.devices()[:1],
-    )  # fmt: skip
-    np.testing.assert_array_equal(trained.load(other).params["conv1"]["kernel"], before.params["conv1"]["kernel"])
+    other, dataset = tmp_path / "other", open_dataset(str(prepared))
+    config = Config(crop_size=CROP, batch_size=16, epochs=0.4, init_from=str(file), taken_rate_scale=0.0)
+    fit(TINY, dataset, config, other, devices=jax.devices()[:1])
+    np.testing.assert_array_equal(load(other).params["conv1"]["kernel"], before.params["conv1"]["kernel"])
 
 
-def _converts_a_run_as_the_flags_say(run, prepared, tmp_path, monkeypatch):
+def test_the_command_converts_a_run_as_the_flags_say(run, prepared, tmp_path, monkeypatch):
     def convert(output, **flags):
         monkeypatch.setattr(command, "given_flags", lambda _: {"source": str(run), "output": str(output), **flags})
         weights._convert()
         return output
 
-    card = interchange.read_safetensors(convert(tmp_path / "own.safetensors"))[1]["card"]
+    card = one_file.read_safetensors(convert(tmp_path / "own.safetensors"))[1]["card"]
     assert str(prepared) not in card  # a path of the user's machine
     assert json.loads(card)["errors"]["examples"] == 23
     assert set(safetensors.numpy.load_file(convert(tmp_path / "torch.safetensors", pytorch=True))) == {
         f"{layer}.{part}" for layer in ("conv1", "conv2", "fc3", "fc4") for part in ("weight", "bias")
     }
     views = []
-    monkeypatch.setattr(weights, "program", lambda network, **flags: views.append(flags["views"]) or b"")
+    monkeypatch.setattr(one_file, "program", lambda network, **flags: views.append(flags["views"]) or b"")
     convert(tmp_path / "program.jax", views=10)
     assert views == [10]
     with pytest.raises(InputError, match="has no checkpoint '7'"):
@@ -142,7 +148,7 @@ def test_the_classes_are_numbered_or_named_by_a_file(tmp_path, kind):
     [
         ({"output": "a.safetensors"}, "are needed"),
         ({"source": "run", "output": "a.pth"}, r"--output=a\.pth: must end in"),
-        ({"source": "run", "output": "a.jax", "views": 3}, "--views=3: must be 1 or 10"),
+        ({"source": "run", "output": "a.jax", "views": 3}, "--views=3: must be one of 1, 10"),
         ({"source": "run", "output": "a.jax", "pytorch": True}, r"--pytorch writes a \.safetensors"),
         ({"source": "run", "output": "a.safetensors", "views": 10}, "--views=10 is of a program"),
         ({"source": ".", "output": "a.safetensors", "mean": "m"}, r"--mean=m is for a \.caffemodel"),
@@ -218,7 +224,7 @@ def caffemodel(blobs, old):
 
 def caffe_files(tmp_path, old=False, mean=(256, 256)):
     tmp_path.mkdir(exist_ok=True)
-    blobs = oihw(ARCHITECTURES["caffe"], 227, scale=0.5)
+    blobs = oihw(interchange.CAFFE, 227, scale=0.5)
     image = np.random.default_rng(2).uniform(90, 130, (3, *mean)).astype(np.float32)  # BGR
     file, mean_file = tmp_path / "bvlc.caffemodel", tmp_path / "mean.binaryproto"
     file.write_bytes(caffemodel(blobs, old))
@@ -270,19 +276,17 @@ def test_caffe_has_the_outputs_of_opencvs_reader(tmp_path, old):
 
 
 @pytest.mark.slow
-def test_what_goes_to_pytorch_has_equal_outputs_in_the_module_of_the_docs(tmp_path, monkeypatch):
+def test_what_goes_to_pytorch_has_equal_outputs_in_the_module_of_the_docs(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
-    monkeypatch.setitem(ARCHITECTURES, "paper", PAPER)
     page = (Path(__file__).parents[2] / "docs" / "other_frameworks.md").read_text()
     names = {}
     (module,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "nn.Module" in block)
     exec(module, names)
     net = AlexNet(PAPER)
-    params = jax.tree.map(lambda leaf: 2 * leaf, init_params(net, jax.random.key(0), 224))  # livelier than at first
+    params = jax.jit(lambda key: init_params(net, key, 224))(jax.random.key(0))
+    params = jax.tree.map(lambda leaf: 2 * leaf, params)  # livelier than at first
     mean = np.full((256, 256, 3), 120.0)
-    network = trained.Trained(
-        tmp_path, 0, Config(architecture="paper", crop_size=224), ("a",) * 1000, mean, net, params
-    )
+    network = Trained(tmp_path, 0, Config(crop_size=224), "", ("a",) * 1000, mean, net, params)
     module = names["AlexNet"]()
     module.load_state_dict({name: torch.tensor(array) for name, array in interchange.to_pytorch(network).items()})
     images = torch.from_numpy(IMAGES[:2, 16:240, 16:240].astype(np.float32).transpose(0, 3, 1, 2)) - 120
@@ -325,10 +329,10 @@ def bad_safetensors(tmp_path):
         file.write_bytes(content)
         yield message, functools.partial(interchange.from_torchvision, file)
     file.write_bytes(whole)
-    yield "was not written by alexnet_jax.weights", lambda: trained.load(file)
+    yield "was not written by alexnet_jax.weights", lambda: load(file)
     yield "has 7 outputs, and 1 class names", lambda: interchange.from_torchvision(file, ("a",))
-    file.write_bytes(safetensors.numpy.save({"a": np.zeros(1)}, {"format": interchange.FORMAT, "card": "{}"}))
-    yield "its card cannot be read", lambda: trained.load(file)
+    file.write_bytes(safetensors.numpy.save({"a": np.zeros(1)}, {"format": one_file.FORMATS[0], "card": "{}"}))
+    yield "its card cannot be read", lambda: load(file)
     yield from bad_cards(tmp_path)
     pickled = tmp_path / "a.pth"
     for content in (pickle.dumps({"features.0.weight": Malicious()}), b"no pickle", b""):
@@ -371,8 +375,8 @@ def bad_cards(tmp_path):
     """Files of ours, which something else has written."""
     network = interchange.from_caffe(*caffe_files(tmp_path / "good")[:2])
     file = tmp_path / "ours.safetensors"
-    weights.save(network, file)
-    tensors, metadata = interchange.read_safetensors(file)
+    one_file.save(network, file)
+    tensors, metadata = one_file.read_safetensors(file)
     card = json.loads(metadata["card"])
     for changes, message in (
         ({"config": []}, "its card cannot be read"),
@@ -380,18 +384,42 @@ def bad_cards(tmp_path):
         ({"config": {**card["config"], "crop_size": "x"}}, "cannot be read|cannot be built"),
         ({"config": {**card["config"], "crop_size": 8}}, "its network cannot be built"),
         ({"config": {**card["config"], "crop_size": 259}}, "mean_image of 256 pixels is smaller than crops of 259"),
-        ({"class_names": []}, "its network cannot be built"),
+        ({"config": {**card["config"], "more": 1}}, "its card cannot be read"),
+        ({"class_names": []}, "has 7 outputs, and 0 class names"),
+        ({"class_names": ["a"] * 8}, "has 7 outputs, and 8 class names"),
+        ({"layers": with_row(card["layers"], 0, stride=3)}, "its card is of another network: conv1 stride was 4, is 3"),
+        ({"layers": card["layers"][1:]}, "its card is of another network: the layers were "),
+        ({"layers": None}, "its card cannot be read"),
     ):
         changed = {**metadata, "card": json.dumps({**card, **changes})}
         file.write_bytes(safetensors.numpy.save(tensors, changed))
-        yield message, lambda: trained.load(file)
+        yield message, lambda: load(file)
+    for layers, message in (
+        ([], "its card cannot be read"),
+        (5, "its card cannot be read"),
+        ([{}], "its card cannot be read"),
+        (with_row(card["layers"], 1, then=[{"step": "pathlib.Path"}]), "its step pathlib.Path is not known here"),
+        (with_row(card["layers"], 1, features=9), "its network cannot be built|its card cannot be read"),
+        (with_row(card["layers"], 2, features=18), r"conv3/bias has the shape \(16,\), where \(18,\) is expected"),
+        (with_row(card["layers"], 1, groups="2"), "layer 2 groups is '2'; it must be a whole number"),
+    ):
+        changed = {**metadata, "card": json.dumps({**card, "layers": layers}), "layers": json.dumps(layers)}
+        file.write_bytes(safetensors.numpy.save(tensors, changed))
+        yield message, lambda: load(file)
+    file.write_bytes(safetensors.numpy.save(tensors, {of: metadata[of] for of in ("format", "card")}))
+    yield "its card cannot be read", lambda: load(file)
     for mean, message in (
         (np.zeros((5, 5)), "mean_image is missing, or no square colour image"),
         (np.zeros((256, 255, 3)), "mean_image is missing, or no square colour image"),
         (np.full((256, 256, 3), np.nan), "mean_image is not finite"),
     ):
         file.write_bytes(safetensors.numpy.save({**tensors, "mean_image": mean}, metadata))
-        yield message, lambda: trained.load(file)
+        yield message, lambda: load(file)
+
+
+def with_row(layers, number, **changes):
+    """A table as it is written down, with other fields in one of its layers."""
+    return [{**row, **(changes if of == number else {})} for of, row in enumerate(layers)]
 
 
 def test_a_bad_file_is_named_and_nothing_in_it_is_run(tmp_path, monkeypatch):
@@ -401,7 +429,7 @@ def test_a_bad_file_is_named_and_nothing_in_it_is_run(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=rf"^\S+\.\w+: .*({message})"):
             read()
         seen += 1
-    assert seen > 35
+    assert seen > 45
     assert not (tmp_path / "ran").exists()
 
 
@@ -414,8 +442,10 @@ def test_a_length_of_ten_gigabytes_takes_no_memory(tmp_path):
 
 def test_the_command_converts_and_what_it_wrote_predicts(tmp_path):
     file, mean, _, _ = caffe_files(tmp_path)
-    card = safetensors.numpy.save({"a": np.zeros(1)}, {"format": interchange.FORMAT, "card": '{"config": []}'})
-    (tmp_path / "a.safetensors").write_bytes(card)  # in a process of its own, where types are not checked
+    card = json.dumps({"class_names": [], "step": 0, "layers": [], "config": []})
+    metadata = {"format": one_file.FORMATS[0], "card": card, "layers": "[]"}
+    content = safetensors.numpy.save({"a": np.zeros(1)}, metadata)
+    (tmp_path / "a.safetensors").write_bytes(content)  # in a process of its own, where types are not checked
     for source, message in (
         (file, "needs --mean=FILE, the .binaryproto that comes with it"),
         (tmp_path / "a.safetensors", "its card cannot be read ('list' object has no attribute 'items')"),
@@ -427,29 +457,28 @@ def test_the_command_converts_and_what_it_wrote_predicts(tmp_path):
         assert (process.returncode, process.stderr) == (2, f"error: {source}: {message}\n")
     names = tuple(f"kind {number}" for number in range(7))
     network = interchange.from_caffe(file, mean, names)
-    weights.save(network, tmp_path / "b.safetensors")
-    again = trained.load(tmp_path / "b.safetensors")
+    one_file.save(network, tmp_path / "b.safetensors")
+    again = load(tmp_path / "b.safetensors")
     assert again.class_names == names
-    np.testing.assert_array_equal(again.make_probabilities()(IMAGES), network.make_probabilities()(IMAGES))
+    np.testing.assert_array_equal(again.probabilities(IMAGES), network.probabilities(IMAGES))
 
 
 @pytest.mark.slow
 def test_a_program_runs_without_this_package_on_any_number_of_images(tmp_path):
     file, mean, _, _ = caffe_files(tmp_path)
     network = interchange.from_caffe(file, mean)
-    expected = np.asarray(network.make_probabilities()(IMAGES))
-    expected_of_ten = np.asarray(network.make_probabilities(views=10)(IMAGES))
+    expected = np.asarray(network.probabilities(IMAGES))
+    expected_of_ten = np.asarray(network.probabilities(IMAGES, views=10))
     # In a process of its own, where shapes are not checked: they are symbols.
     script = f"""
 from pathlib import Path
-from alexnet_jax.networks import interchange
-from alexnet_jax.runs import log as runlog
-from alexnet_jax import weights
-from alexnet_jax.paper.architectures import ARCHITECTURES, with_column
-ARCHITECTURES["caffe"] = with_column(ARCHITECTURES["caffe"], features={WIDTHS})
+from alexnet_jax import CAFFE, with_column
+from alexnet_jax.files import write_whole
+from alexnet_jax.networks import interchange, one_file
+interchange.CAFFE = with_column(CAFFE, features={WIDTHS})
 network = interchange.from_caffe("bvlc.caffemodel", "mean.binaryproto")
-runlog.write_whole(Path("alexnet.jax"), weights.program(network))
-runlog.write_whole(Path("ten.jax"), weights.program(network, views=10))
+write_whole(Path("alexnet.jax"), one_file.program(network))
+write_whole(Path("ten.jax"), one_file.program(network, views=10))
 """
     # As users run it: with a cache of compiled programs oneDNN, which cannot be exported, is left out anyway.
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from conftest import TINY
 
+from alexnet_jax.config import ARCHITECTURE_NAMES
 from alexnet_jax.paper import architectures, model
-from alexnet_jax.paper.architectures import ARCHITECTURES, ORIGINAL, PAPER, Conv, Dense, Local, named
+from alexnet_jax.paper.architectures import ARCHITECTURES, CAFFE_IMAGE_SIZE, ORIGINAL, PAPER
+from alexnet_jax.paper.table import Conv, Dense, Local, named, with_classes, with_layers, with_steps
 
 
 def differences(layers, base):
@@ -25,13 +27,24 @@ def differences(layers, base):
 
 
 def step_names(layer):
-    """What the steps after a layer compute, with the arguments that are not a function's own."""
-    return [(getattr(step, "func", step).__name__, getattr(step, "keywords", {})) for step in layer.then]
+    """What the steps after a layer compute, with all their keywords."""
+    return [(step.function.__name__, dict(step.keywords)) for step in layer.then]
 
 
 LRN_PAPER = {"size": 5, "k": 2.0, "alpha": 1e-4, "beta": 0.75, "groups": 2}  # §3.3
 LRN_2012 = LRN_PAPER | {"alpha": 2e-5}
-RELU, POOL = ("relu", {}), ("max_pool", {"window": 3, "stride": 2})
+RELU, POOL = ("relu", {}), ("max_pool", {"window": 3, "stride": 2, "ceil_mode": False})
+INVERTED_DROPOUT = ("dropout", {"rate": 0.5, "inverted": True})
+
+
+def test_the_tables_are_those_of_the_help_text_and_nobody_changes_them():
+    assert tuple(ARCHITECTURES) == ARCHITECTURE_NAMES
+    with pytest.raises(TypeError):
+        ARCHITECTURES["mine"] = PAPER
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PAPER[0].std = 1.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PAPER[0].then[1].keywords = ()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +62,7 @@ RELU, POOL = ("relu", {}), ("max_pool", {"window": 3, "stride": 2})
     ],
 )
 def test_parameters(name, parameters):
-    rows = model.summary(ARCHITECTURES[name], architectures.image_size(name))
+    rows = model.summary(ARCHITECTURES[name], CAFFE_IMAGE_SIZE if name == "caffe" else 224)
     assert sum(row.parameters for row in rows) == parameters
     assert rows[4].output_shape[:2] == (6, 6)
 
@@ -126,18 +139,17 @@ def test_six_conv_has_a_sixth_convolution_over_the_last_pooling():
 
 def test_caffe_reads_227_and_normalizes_across_the_groups():
     caffe = ARCHITECTURES["caffe"]
-    assert architectures.image_size("caffe") == 227
-    assert {architectures.image_size(name) for name in ARCHITECTURES if name != "caffe"} == {224}
+    assert CAFFE_IMAGE_SIZE == 227
     assert (caffe[0].padding, [layer.groups for layer in caffe[:5]]) == (0, [1, 2, 1, 2, 2])
     assert step_names(caffe[0]) == [RELU, ("local_response_norm", LRN_2012 | {"k": 1.0, "groups": 1}), POOL]
-    assert step_names(caffe[6]) == [RELU, ("dropout", {"inverted": True})]
+    assert step_names(caffe[6]) == [RELU, INVERTED_DROPOUT]
     assert [layer.bias for layer in caffe] == [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]
 
 
 def test_torchvision_drops_what_the_dense_layers_read():
     drops = [name for name, layer in named(ARCHITECTURES["torchvision"]).items() if "dropout" in str(step_names(layer))]
     assert drops == ["conv5", "fc6"]
-    assert step_names(ARCHITECTURES["torchvision"][4]) == [RELU, POOL, ("dropout", {"inverted": True})]
+    assert step_names(ARCHITECTURES["torchvision"][4]) == [RELU, POOL, INVERTED_DROPOUT]
 
 
 def test_torchvisions_deviations_are_those_of_pytorchs_uniform_weights():
@@ -153,7 +165,7 @@ def test_demo_is_the_paper_at_a_fraction_of_the_width():
 
 
 def test_another_activation_is_one_expression():
-    tanh = architectures.with_steps(PAPER, {architectures.relu: jnp.tanh})
+    tanh = with_steps(PAPER, {architectures.relu: jnp.tanh})
     assert {name for layer in tanh for name, _ in step_names(layer)} == {
         "tanh", "local_response_norm", "max_pool", "dropout"
     }  # fmt: skip
@@ -161,16 +173,16 @@ def test_another_activation_is_one_expression():
 
 
 def test_with_layers_changes_the_named_ones_only():
-    table = architectures.with_layers(PAPER, conv3={"std": 0.5, "bias": 2.0}, fc8={"features": 7})
+    table = with_layers(PAPER, conv3={"std": 0.5, "bias": 2.0}, fc8={"features": 7})
     assert differences(table, PAPER) == {"conv3": {"std": 0.5, "bias": 2.0}, "fc8": {"features": 7}}
     with pytest.raises(ValueError, match=r"no layer of this table is followed by .*tanh"):
-        architectures.with_steps(PAPER, {jnp.tanh: None})
+        with_steps(PAPER, {jnp.tanh: None})
     with pytest.raises(ValueError, match=r"conv9: no layer of this table; there are conv1, conv2, .*fc8"):
-        architectures.with_layers(PAPER, conv9={"std": 0.5})
+        with_layers(PAPER, conv9={"std": 0.5})
 
 
 def test_with_classes_changes_the_last_layer_only():
-    layers = architectures.with_classes(PAPER, 7)
+    layers = with_classes(PAPER, 7)
     assert layers[:-1] == PAPER[:-1]
     assert layers[-1] == dataclasses.replace(PAPER[-1], features=7)
 

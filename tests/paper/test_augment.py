@@ -136,3 +136,17 @@ def test_what_happens_to_an_image_does_not_depend_on_how_the_batch_is_cut(color_
     whole = view(slice(0, 6))
     assert whole.dtype == jnp.float32
     np.testing.assert_array_equal(whole[4:], view(slice(4, 6)))
+
+
+def test_one_key_an_image_is_a_function_of_its_place_in_the_whole_batch():
+    key = jax.random.key(0)
+
+    def data(keys):
+        return np.asarray(jax.random.key_data(keys))
+
+    whole = data(augment.image_keys(key, 6))
+    assert len(np.unique(whole, axis=0)) == 6
+    np.testing.assert_array_equal(data(augment.image_keys(key, jnp.arange(4, 6))), whole[4:])
+    np.testing.assert_array_equal(data(augment.image_keys(key, 6, chunk=4)), whole[[0, 0, 0, 0, 4, 4]])
+    np.testing.assert_array_equal(data(augment.image_keys(key, jnp.arange(3, 6), chunk=4)), whole[[0, 4, 4]])
+    np.testing.assert_array_equal(data(augment.image_keys(jax.random.split(key, 6), 6)), data(jax.random.split(key, 6)))

@@ -12,6 +12,12 @@ CLASSES = 8
 PARAMS = {"none": np.zeros(1)}  # pmap of jax 0.10 mistakes the axes of what follows an empty argument
 
 
+def evaluation_step(devices, metrics=None):
+    """Of images that are the logits."""
+    axis = parallel.axis_of(devices)
+    return evaluate.make_evaluation_step(lambda params, images: images[:, 0, 0], axis_name=axis, metrics=metrics)
+
+
 def numpy_counts(logits, labels):
     order = np.argsort(-logits, axis=1, kind="stable")
     top1 = sum(label not in row[:1] for row, label in zip(order, labels, strict=True))
@@ -42,13 +48,28 @@ def test_errors_are_exact_for_any_number_of_images_on_any_number_of_devices(exam
                 used,
             )
 
-    step = parallel.pmap_step(
-        lambda params, batch: parallel.total(evaluate.count_errors(batch.images[:, 0, 0], batch.labels)), used
-    )
-    errors = evaluate.evaluate(step, PARAMS, batches(), examples)
+    step = parallel.pmap_step(evaluation_step(used), used)
+    errors, more = evaluate.evaluate(step, PARAMS, batches(), examples)
+    assert more == {}
     top1, top5, nll = numpy_counts(logits[:, 0, 0], labels)
     assert (errors.top1_error, errors.top5_error, errors.examples) == (top1, top5, examples)
     assert errors.nll == pytest.approx(nll, rel=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_more_metrics_are_means_over_the_real_images(devices):
+    logits = np.random.default_rng(0).normal(0, 1, (8, 1, 1, CLASSES)).astype(np.float32)
+    labels = np.array([3, 1, 4, 1, 5, -1, -1, -1], np.int32)  # as in a last batch
+    used = jax.devices()[:devices]
+    metrics = {
+        "of_label": lambda logits, labels: jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0],
+        "is_odd": lambda logits, labels: labels % 2 == 1,
+    }
+    step = parallel.pmap_step(evaluation_step(used, metrics), used)
+    batch = parallel.shard(input_pipeline.Batch(logits, labels), used)
+    errors, more = evaluate.evaluate(step, PARAMS, [batch], 5)
+    assert errors.examples == 5
+    assert more == pytest.approx({"of_label": logits[range(5), 0, 0, labels[:5]].mean(), "is_odd": 4 / 5}, rel=1e-6)
 
 
 def test_a_missing_image_is_noticed():
@@ -78,7 +99,7 @@ def test_the_evaluation_step_sees_the_centre_view_without_the_mean(prepared):
     devices = jax.devices()[:1]
     step = parallel.pmap_step(evaluate.make_evaluation_step(evaluate.make_logits(network, mean, 32)), devices)
     batches = list(input_pipeline.evaluation_batches(dataset, "validation", batch_size=10))
-    errors = evaluate.evaluate(step, PARAMS, (parallel.shard(batch, devices) for batch in batches), 23)
+    errors, _ = evaluate.evaluate(step, PARAMS, (parallel.shard(batch, devices) for batch in batches), 23)
     # Reddish images have the label "red", and so on: without the mean, the mean colour tells.
     assert errors.top1_error == 0
     assert set(seen) == {(10, 32, 32, 3)}
@@ -95,9 +116,9 @@ def test_ten_views_average_their_softmax_outputs(prepared, center_mean):
         return images.reshape(len(images), -1) @ random
 
     logits = evaluate.make_logits(network, jnp.array(mean), 32, views=10, center_mean=center_mean)
-    step = parallel.pmap_step(evaluate.make_evaluation_step(logits), devices)
+    step = parallel.pmap_step(evaluate.make_evaluation_step(logits, axis_name=parallel.axis_of(devices)), devices)
     batches = list(input_pipeline.evaluation_batches(dataset, "validation", batch_size=10))
-    errors = evaluate.evaluate(step, PARAMS, (parallel.shard(batch, devices) for batch in batches), 23)
+    errors, _ = evaluate.evaluate(step, PARAMS, (parallel.shard(batch, devices) for batch in batches), 23)
 
     images = np.concatenate([batch.images for batch in batches])[:23].astype(np.float64)
     labels = np.concatenate([batch.labels for batch in batches])[:23]

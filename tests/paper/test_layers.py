@@ -1,4 +1,4 @@
-"""Each operation against NumPy, float64, written from the formula."""
+"""Each operation against NumPy, float64, written from the formula: the formulas, and their fast forms on a CPU."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alexnet_jax.device import tuned
 from alexnet_jax.paper import layers
+
+# oneDNN's convolution is a third form: tests/device/test_onednn.py.
+all_forms = pytest.mark.parametrize("forms", [layers, tuned], ids=["formulas", "tuned"])
 
 
 def normal(seed, *shape, scale=1.0):
@@ -28,12 +32,13 @@ def conv2d_oracle(x, kernel, stride, padding, groups):
     return out
 
 
+@all_forms
 @pytest.mark.parametrize(
     ("stride", "padding", "groups"), [(1, (0, 0), 1), (4, (0, 3), 1), (1, (2, 2), 2), (2, (1, 0), 4)]
 )
-def test_conv2d(stride, padding, groups):
+def test_conv2d(forms, stride, padding, groups):
     x, kernel = normal(0, 2, 9, 11, 8), normal(1, 3, 3, 8 // groups, 12)
-    out = layers.conv2d(jnp.array(x), jnp.array(kernel), stride=stride, padding=padding, groups=groups)
+    out = forms.conv2d(jnp.array(x), jnp.array(kernel), stride=stride, padding=padding, groups=groups)
     np.testing.assert_allclose(out, conv2d_oracle(x, kernel, stride, padding, groups), rtol=1e-5, atol=1e-5)
 
 
@@ -48,13 +53,14 @@ def lrn_oracle(x, size, k, alpha, beta, groups):
     return out
 
 
+@all_forms
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("alpha", [1e-4, 1e-4 / 5])  # as the paper has it; as the 2012 code has it
 @pytest.mark.parametrize("scale", [0.01, 1.0, 300.0])
-def test_local_response_norm(groups, alpha, scale):
+def test_local_response_norm(forms, groups, alpha, scale):
     x = normal(0, 2, 3, 3, 12, scale=scale)
     constants = {"size": 5, "k": 2.0, "alpha": alpha, "beta": 0.75, "groups": groups}
-    out = layers.local_response_norm(jnp.array(x), **constants)
+    out = forms.local_response_norm(jnp.array(x), **constants)
     np.testing.assert_allclose(out, lrn_oracle(x, **constants), rtol=1e-5, atol=1e-7 * scale)
 
 
@@ -68,10 +74,11 @@ def numeric_gradient(function, x, weights):
     return gradient
 
 
-def test_local_response_norm_gradient():
+@all_forms
+def test_local_response_norm_gradient(forms):
     x, weights = normal(0, 2, 12, scale=100), normal(1, 2, 12)
     constants = {"size": 5, "k": 2.0, "alpha": 1e-4, "beta": 0.75, "groups": 2}
-    gradient = jax.grad(lambda x: jnp.sum(weights * layers.local_response_norm(x, **constants)))(jnp.array(x))
+    gradient = jax.grad(lambda x: jnp.sum(weights * forms.local_response_norm(x, **constants)))(jnp.array(x))
     expected = numeric_gradient(lambda x: lrn_oracle(x, **constants), x, weights)
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
 
@@ -103,11 +110,12 @@ def test_spatial_response_norm_gradient():
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
+@all_forms
 @pytest.mark.parametrize(("window", "stride", "height", "width"), [(3, 2, 13, 27), (3, 2, 14, 8), (2, 2, 9, 8)])
-def test_max_pool(window, stride, height, width):
+def test_max_pool(forms, window, stride, height, width):
     x = normal(0, 2, height, width, 3)
     rows, columns = (height - window) // stride + 1, (width - window) // stride + 1
-    out = layers.max_pool(jnp.array(x), window=window, stride=stride)
+    out = forms.max_pool(jnp.array(x), window=window, stride=stride)
     assert out.shape == (2, rows, columns, 3)
     for i in range(rows):
         for j in range(columns):
@@ -115,13 +123,14 @@ def test_max_pool(window, stride, height, width):
             np.testing.assert_array_equal(out[:, i, j], patch.max((1, 2)))
 
 
+@all_forms
 @pytest.mark.parametrize(
     ("window", "stride", "length", "outputs"),
     [(2, 2, 55, 28), (2, 2, 11, 6), (3, 2, 32, 16), (3, 2, 13, 6), (2, 4, 7, 2), (2, 4, 8, 2)],
 )
-def test_max_pool_in_ceil_mode_clips_the_last_window(window, stride, length, outputs):
+def test_max_pool_in_ceil_mode_clips_the_last_window(forms, window, stride, length, outputs):
     x = normal(0, 2, length, length + stride, 3) - 10  # all negative: padding by zeros would show
-    out = layers.max_pool(jnp.array(x), window=window, stride=stride, ceil_mode=True)
+    out = forms.max_pool(jnp.array(x), window=window, stride=stride, ceil_mode=True)
     assert out.shape == (2, outputs, outputs + 1, 3)
     for i in range(outputs):
         for j in range(outputs + 1):
@@ -129,9 +138,10 @@ def test_max_pool_in_ceil_mode_clips_the_last_window(window, stride, length, out
             np.testing.assert_array_equal(out[:, i, j], patch.max((1, 2)))
 
 
-def test_max_pool_gradient_goes_to_the_maximum():
+@all_forms
+def test_max_pool_gradient_goes_to_the_maximum(forms):
     x = jnp.array(np.random.default_rng(0).permutation(25).reshape(1, 5, 5, 1), jnp.float32)
-    gradient = jax.grad(lambda x: jnp.sum(layers.max_pool(x, window=3, stride=2)))(x)
+    gradient = jax.grad(lambda x: jnp.sum(forms.max_pool(x, window=3, stride=2)))(x)
     expected = np.zeros((5, 5))
     for i in (0, 2):
         for j in (0, 2):
@@ -158,19 +168,21 @@ def test_inverted_dropout_rescales_in_training_and_keeps_at_test():
     np.testing.assert_array_equal(layers.dropout(x, None, inverted=True), x)
 
 
-def test_what_no_window_fits_is_refused():
+@all_forms
+def test_what_no_window_fits_is_refused(forms):
     with pytest.raises(ValueError, match="2×9 is smaller than a pooling window of 3"):
-        layers.max_pool(jnp.zeros((1, 2, 9, 1)), window=3, stride=2)
+        forms.max_pool(jnp.zeros((1, 2, 9, 1)), window=3, stride=2)
     with pytest.raises(ValueError, match="2×9 is smaller than a pooling window of 3"):
         layers.average_pool(jnp.zeros((1, 2, 9, 1)), window=3, stride=2)
     with pytest.raises(ValueError, match="4×11, padded, is smaller than a window of 5"):
-        layers.conv2d(jnp.zeros((1, 2, 9, 1)), jnp.zeros((5, 5, 1, 1)), padding=(0, 2))
+        forms.conv2d(jnp.zeros((1, 2, 9, 1)), jnp.zeros((5, 5, 1, 1)), padding=(0, 2))
 
 
+@all_forms
 @pytest.mark.parametrize(("shape", "groups"), [((3, 3, 4, 6), 1), ((3, 3, 8, 6), 2), ((3, 3, 4, 7), 2)])
-def test_a_kernel_that_does_not_fit_is_refused(shape, groups):
+def test_a_kernel_that_does_not_fit_is_refused(forms, shape, groups):
     with pytest.raises(ValueError, match=rf"{shape[2]}, {shape[3]}\) does not fit 8 channels in {groups} groups"):
-        layers.conv2d(jnp.zeros((1, 9, 9, 8)), jnp.zeros(shape), groups=groups)
+        forms.conv2d(jnp.zeros((1, 9, 9, 8)), jnp.zeros(shape), groups=groups)
 
 
 def test_dropout_differs_by_image_and_not_by_how_the_batch_is_cut():
@@ -180,8 +192,7 @@ def test_dropout_differs_by_image_and_not_by_how_the_batch_is_cut():
     np.testing.assert_array_equal(whole[2:], layers.dropout(x[2:], keys[2:]))
 
 
-# The operations that have a form of their own for speed, on shapes and values that nobody chose, with their gradients,
-# against float64 written from the formula.
+# On shapes and values that nobody chose, with their gradients, against float64 written from the formula.
 
 anything = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -191,11 +202,17 @@ def check_gradients(function, oracle, *arguments):
 
     The output to 2e-6: d ** β of d up to 2 ** 83 is 2 ** (β · 83), of which float32 rounds the exponent by 2e-6.
     """
-    out, pullback = jax.vjp(function, *map(jnp.asarray, arguments))
-    weights = normal(9, *out.shape)
+
+    @jax.jit  # one compilation an example
+    def output_and_gradients(weights, *arguments):
+        out, pullback = jax.vjp(function, *arguments)
+        return out, pullback(weights)
+
+    weights = normal(9, *jax.eval_shape(function, *arguments).shape)
+    out, found = output_and_gradients(weights, *arguments)
     expected, *gradients = oracle(weights.astype(np.float64), *(argument.astype(np.float64) for argument in arguments))
     close(out, expected, 2e-6)
-    for gradient, right in zip(pullback(jnp.asarray(weights)), gradients, strict=True):
+    for gradient, right in zip(found, gradients, strict=True):
         close(gradient, right, 1e-5)
 
 
@@ -219,15 +236,16 @@ def lrn_gradients(size, k, alpha, beta, groups):
     return oracle
 
 
+@all_forms
 @anything
 @given(
     st.integers(1, 3), st.integers(1, 9), st.sampled_from([1, 3, 5, 7]), st.sampled_from([0.75, 0.6, 1.0]),
     st.sampled_from([1.0, 2.0]), st.integers(-18, 15), st.integers(0, 99),
 )  # fmt: skip
-def test_normalization_and_its_gradient(groups, width, size, beta, k, magnitude, seed):
+def test_normalization_and_its_gradient(forms, groups, width, size, beta, k, magnitude, seed):
     a = normal(seed, 3, 2, groups * width, scale=10.0**magnitude)
     constants = {"size": size, "k": k, "alpha": 1e-4, "beta": beta, "groups": groups}
-    check_gradients(lambda a: layers.local_response_norm(a, **constants), lrn_gradients(**constants), a)
+    check_gradients(lambda a: forms.local_response_norm(a, **constants), lrn_gradients(**constants), a)
 
 
 def max_pool_gradients(window, stride, ceil_mode):
@@ -243,15 +261,16 @@ def max_pool_gradients(window, stride, ceil_mode):
     return oracle
 
 
+@all_forms
 @anything
 @given(
     st.integers(1, 4), st.integers(1, 4), st.integers(0, 7), st.integers(0, 7), st.booleans(), st.integers(1, 5),
     st.integers(0, 99),
 )  # fmt: skip
-def test_max_pool_and_its_gradient_also_where_many_are_the_largest(window, stride, more, wider, ceil, values, seed):
+def test_max_pool_and_its_gradient_where_many_are_the_largest(forms, window, stride, more, wider, ceil, values, seed):
     x = np.random.default_rng(seed).integers(-values, values, (2, window + more, window + wider, 3))
     options = {"window": window, "stride": stride, "ceil_mode": ceil}
-    check_gradients(lambda x: layers.max_pool(x, **options), max_pool_gradients(**options), x.astype(np.float32))
+    check_gradients(lambda x: forms.max_pool(x, **options), max_pool_gradients(**options), x.astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -298,34 +317,38 @@ def test_locally_connected_and_its_gradients(window, padding, rows, columns, cha
     check_gradients(lambda x, kernel: layers.locally_connected(x, kernel, padding=padding), oracle, x, kernel)
 
 
+@all_forms
 @anything
 @given(st.integers(1, 9), st.integers(1, 65), st.integers(1, 65), st.integers(0, 99))
-def test_dense_and_its_gradients(n, inputs, features, seed):
+def test_dense_and_its_gradients(forms, n, inputs, features, seed):
     def oracle(g, x, kernel):
         return x @ kernel, g @ kernel.T, x.T @ g
 
-    check_gradients(layers.dense, oracle, normal(seed, n, inputs), normal(seed + 1, inputs, features))
+    check_gradients(forms.dense, oracle, normal(seed, n, inputs), normal(seed + 1, inputs, features))
 
 
+@all_forms
 @anything
 @given(st.integers(1, 70), st.integers(0, 2), st.integers(1, 33), st.integers(1, 9), st.integers(0, 99))
-def test_bias_and_its_gradient(n, axes, length, features, seed):
+def test_bias_and_its_gradient(forms, n, axes, length, features, seed):
     def oracle(g, x, bias):
         return x + bias, g, g.reshape(-1, features).sum(0)
 
     x = normal(seed, n, *[length] * axes, features)
-    check_gradients(layers.add_bias, oracle, x, normal(seed + 1, features))
+    check_gradients(forms.add_bias, oracle, x, normal(seed + 1, features))
 
 
-def test_a_bias_of_each_place_and_its_gradient():
+@all_forms
+def test_a_bias_of_each_place_and_its_gradient(forms):
     def oracle(g, x, bias):
         return x + bias, g, g.sum(0)
 
-    check_gradients(layers.add_bias, oracle, normal(0, 5, 3, 2, 4), normal(1, 3, 2, 4))
+    check_gradients(forms.add_bias, oracle, normal(0, 5, 3, 2, 4), normal(1, 3, 2, 4))
 
 
-def test_the_gradient_of_a_bfloat16_bias_is_summed_in_float32():
-    gradient = jax.vjp(layers.add_bias, jnp.zeros((300, 9, 2), jnp.bfloat16), jnp.zeros(2, jnp.bfloat16))[1]
+@all_forms
+def test_the_gradient_of_a_bfloat16_bias_is_summed_in_float32(forms):
+    gradient = jax.vjp(forms.add_bias, jnp.zeros((300, 9, 2), jnp.bfloat16), jnp.zeros(2, jnp.bfloat16))[1]
     np.testing.assert_array_equal(gradient(jnp.ones((300, 9, 2), jnp.bfloat16))[1], jnp.full(2, 2700, jnp.bfloat16))
 
 
@@ -348,22 +371,24 @@ def conv2d_gradients(stride, padding, groups):
     return oracle
 
 
+@all_forms
 @anything
 @given(
     st.integers(1, 4), st.integers(1, 3), st.integers(0, 4), st.integers(0, 4), st.integers(1, 3), st.integers(1, 4),
     st.integers(1, 4), st.integers(0, 5), st.integers(0, 5), st.integers(0, 99),
 )  # fmt: skip
-def test_convolution_and_its_gradients(window, stride, low, high, groups, channels, features, more, wider, seed):
+def test_convolution_and_its_gradients(forms, window, stride, low, high, groups, channels, features, more, wider, seed):
     x = normal(seed, 2, window + more, window + wider, groups * channels)
     kernel = normal(seed + 1, window, window, channels, groups * features)
     options = {"stride": stride, "padding": (low, high), "groups": groups}
-    check_gradients(lambda x, kernel: layers.conv2d(x, kernel, **options), conv2d_gradients(**options), x, kernel)
+    check_gradients(lambda x, kernel: forms.conv2d(x, kernel, **options), conv2d_gradients(**options), x, kernel)
 
 
-def test_bfloat16_is_normalized_in_float32():
+@all_forms
+def test_bfloat16_is_normalized_in_float32(forms):
     constants = {"size": 5, "k": 2.0, "alpha": 1e-4, "beta": 0.75, "groups": 1}
     a = jnp.asarray(normal(0, 4, 12, scale=100), jnp.bfloat16)
-    out = layers.local_response_norm(a, **constants)
+    out = forms.local_response_norm(a, **constants)
     assert out.dtype == jnp.bfloat16
-    expected = layers.local_response_norm(a.astype(jnp.float32), **constants).astype(jnp.bfloat16)
+    expected = forms.local_response_norm(a.astype(jnp.float32), **constants).astype(jnp.bfloat16)
     np.testing.assert_array_equal(out, expected)

@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import jax
@@ -8,15 +7,14 @@ import pytest
 from conftest import CROP, TINY
 
 from alexnet_jax.paper import model
-from alexnet_jax.paper.architectures import PAPER, Conv, Dense, Local, dropout, lrn, pool
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
-import cifar
+from alexnet_jax.paper.architectures import PAPER
+from alexnet_jax.paper.layers import dropout, lrn, pool, relu, takes_key
+from alexnet_jax.paper.table import Conv, Dense, Local, named, output_names
 
 
 def init(layers, size=CROP):
     net = model.AlexNet(layers)
-    return net, net.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False)
+    return net, jax.jit(lambda key: net.init(key, jnp.zeros((1, size, size, 3)), train=False))(jax.random.key(0))
 
 
 def test_parameters_have_the_fields_names_and_shapes():
@@ -95,15 +93,66 @@ def test_computes_in_bfloat16_with_float32_parameters_and_logits():
     assert 0 < np.abs(logits - reference).max() < 0.05 * np.abs(reference).max()
 
 
-def test_activations_are_the_outputs_of_each_layers_last_step():
+def test_outputs_are_those_of_each_layer_and_of_each_of_its_steps_by_name():
     net, variables = init(TINY)
     x = 50 * jax.random.normal(jax.random.key(1), (4, CROP, CROP, 3))
-    outputs = model.activations(net, variables, x)
+    names = ["conv1", "conv1:relu", "conv1:lrn", "conv1:pool", "conv2", "conv2:relu", "conv2:pool",
+             "fc3", "fc3:relu", "fc3:dropout", "fc4"]  # fmt: skip
+    assert output_names(TINY) == names
+    outputs = model.outputs(net, variables, x, names)
+    assert list(outputs) == names
     shapes = {row.name: row.output_shape for row in model.summary(TINY, CROP)}
-    assert {name: out.shape[1:] for name, out in outputs.items()} == shapes
+    before = x
+    for name, layer in named(TINY).items():
+        p = variables["params"][name]
+        out = layer(before, p["kernel"]) + p["bias"].reshape((1,) * (3 if "conv" in name else 1) + (-1,))
+        np.testing.assert_allclose(outputs[name], out, rtol=1e-5, atol=1e-5)
+        before = outputs[name]
+        for step in layer.then:
+            np.testing.assert_allclose(outputs[f"{name}:{step.short_name}"], step(before), rtol=1e-5, atol=1e-6)
+            before = outputs[f"{name}:{step.short_name}"]
+        assert before.shape[1:] == shapes[name]
     np.testing.assert_array_equal(outputs["fc4"], net.apply(variables, x, train=False))
-    last = outputs["fc3"] @ variables["params"]["fc4"]["kernel"] + variables["params"]["fc4"]["bias"][None]
-    np.testing.assert_allclose(outputs["fc4"], last, rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_outputs_that_are_asked_for_come_and_others_are_refused():
+    net, variables = init(TINY)
+    x = 50 * jax.random.normal(jax.random.key(1), (4, CROP, CROP, 3))
+    assert list(model.outputs(net, variables, x, ["fc3:relu", "conv1"])) == ["fc3:relu", "conv1"]
+    with pytest.raises(ValueError, match=r"there is no output conv1:tanh; there are conv1, conv1:relu, .*, fc4"):
+        model.outputs(net, variables, x, ["conv1:tanh"])
+
+
+def test_a_step_that_comes_twice_has_two_names():
+    table = (Conv(4, 3, std=0.1, then=(relu, pool, relu, jnp.tanh, relu)), Dense(2))
+    names = ["conv1", "conv1:relu", "conv1:pool", "conv1:relu2", "conv1:tanh", "conv1:relu3", "fc2"]
+    assert output_names(table) == names
+    net, variables = init(table, 8)
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    outputs = model.outputs(net, variables, x, names)
+    np.testing.assert_array_equal(outputs["conv1:relu2"], outputs["conv1:pool"])
+    np.testing.assert_allclose(outputs["conv1:relu3"], np.tanh(outputs["conv1:pool"]), rtol=1e-5)
+
+
+@takes_key
+def noise(x, key, *, scale=1.0):
+    """A random step of one's own."""
+    if key is None:
+        return x
+    return x + scale * jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(key)
+
+
+def test_a_random_step_of_ones_own_gets_one_key_an_image_and_at_test_none():
+    net = model.AlexNet((Dense(4, then=(noise, noise)), Dense(4, then=(noise,))))
+    of_zeros = {"kernel": jnp.zeros((12, 4)), "bias": jnp.zeros(4)}
+    variables = {"params": {"fc1": of_zeros, "fc2": {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}}}
+    x = jnp.zeros((500, 2, 2, 3))
+    np.testing.assert_array_equal(net.apply(variables, x, train=False), np.zeros((500, 4)))
+    drawn = net.apply(variables, x, train=True, key=jax.random.key(0))
+    assert np.std(drawn) == pytest.approx(3**0.5, rel=0.1)  # of three that are independent of each other
+    keys = jax.random.split(jax.random.key(1), 500)
+    whole = net.apply(variables, x, train=True, key=keys)
+    np.testing.assert_array_equal(whole[200:300], net.apply(variables, x[:100], train=True, key=keys[200:300]))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +166,7 @@ def test_an_image_too_small_for_the_table_names_the_layer(size, message):
     with pytest.raises(ValueError, match=message):
         model.summary(PAPER, size)
     with pytest.raises(ValueError, match=message):
-        model.AlexNet().init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False)
+        init(PAPER, size)
 
 
 def test_a_locally_connected_layer_has_weights_and_biases_of_each_place():
@@ -131,7 +180,7 @@ def test_a_locally_connected_layer_has_weights_and_biases_of_each_place():
     assert (params["kernel"].shape, params["bias"].shape) == ((9, 9, 3, 3, 4, 6), (9, 9, 6))
     np.testing.assert_array_equal(params["bias"], np.full((9, 9, 6), 0.5))
     x = jax.random.normal(jax.random.key(1), (2, 11, 11, 3))
-    gradient = jax.grad(lambda variables: net.apply(variables, x, train=False).sum())(variables)
+    gradient = jax.jit(jax.grad(lambda variables: net.apply(variables, x, train=False).sum()))(variables)
     assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, variables)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
     with pytest.raises(ValueError, match="local2: its window of 3 does not fit, where an image has 2×2"):
@@ -142,5 +191,10 @@ def test_a_locally_connected_layer_has_weights_and_biases_of_each_place():
     ("name", "size", "parameters"),
     [("THREE_CONV", 32, 89_578), ("THREE_CONV_TWO_DENSE", 32, 145_578), ("CONV_LOCAL", 24, 1_116_490)],
 )
-def test_the_networks_of_2012_for_cifar10_have_their_recorded_numbers_of_parameters(name, size, parameters):
+def test_the_networks_of_2012_for_cifar10_have_their_recorded_numbers_of_parameters(
+    monkeypatch, name, size, parameters
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "experiments")
+    import cifar
+
     assert sum(row.parameters for row in model.summary(getattr(cifar, name), size)) == parameters

@@ -10,16 +10,18 @@ from alexnet_jax.config import PRESETS, Config
 from alexnet_jax.paper import optim
 
 
-def run(optimizer, params, gradients, **scales):
-    """The parameters after each step, as float64 NumPy."""
+def run(optimizer, params, gradients, errors=()):
+    """The parameters after each step, as float64 NumPy. errors: of an evaluation after each step."""
     params = jax.tree.map(lambda w: jnp.array(w, jnp.float32), params)
     state, history = optimizer.init(params), []
     update = jax.jit(optimizer.update)
     for number, gradient in enumerate(gradients):
         gradient = jax.tree.map(lambda g: jnp.array(g, jnp.float32), gradient)
-        updates, state = update(gradient, state, params, **{name: values[number] for name, values in scales.items()})
+        updates, state = update(gradient, state, params)
         params = optax.apply_updates(params, updates)
         history.append(jax.tree.map(np.float64, params))
+        if errors:
+            state = optim.plateau_after(state, errors[number])
     return history
 
 
@@ -55,7 +57,7 @@ def follows(history, params, gradients, name, rates, decay=0.0005):
 
 def test_the_papers_rule_over_drops_of_the_rate():
     params, gradients = tensors(6, "conv1/kernel", "conv1/bias")
-    history = run(optim.sgd(optim.step_schedule(0.01, [3, 5])), params, gradients)
+    history = run(optim.papers_rule(optim.step_schedule(0.01, [3, 5])), params, gradients)
     for name in ("conv1/kernel", "conv1/bias"):  # decay on both: the paper makes no exception
         follows(history, params, gradients, name, [0.01, 0.01, 0.01, 0.001, 0.001, 0.0001])
 
@@ -63,17 +65,30 @@ def test_the_papers_rule_over_drops_of_the_rate():
 def test_it_differs_from_the_usual_heavy_ball_where_the_rate_drops():
     params, gradient = {"fc1": {"kernel": np.ones(1)}}, {"fc1": {"kernel": np.ones(1)}}
     schedule = optim.step_schedule(0.1, [1])
-    ours = run(optim.sgd(schedule, weight_decay=0.0), params, [gradient] * 2)
+    ours = run(optim.papers_rule(schedule, weight_decay=0.0), params, [gradient] * 2)
     usual = run(optax.sgd(schedule, momentum=0.9), params, [gradient] * 2)
     moves = [(history[1]["fc1"]["kernel"] - history[0]["fc1"]["kernel"]).item() for history in (ours, usual)]
     np.testing.assert_allclose(moves, [-(0.9 * 0.1 + 0.01), -0.01 * 1.9], rtol=1e-5)
 
 
+def test_its_constants_are_arguments():
+    params, gradients = tensors(3, "fc1/kernel")
+    history = run(optim.papers_rule(0.01, 0.0, 0.3), params, gradients)
+    w = params["fc1"]["kernel"]
+    for step, gradient in zip(history, gradients, strict=True):
+        w = w - 0.01 * (0.3 * w + gradient["fc1"]["kernel"])  # without momentum
+        np.testing.assert_allclose(step["fc1"]["kernel"], w, rtol=1e-5, atol=1e-6)
+
+
 def test_parameters_have_rates_of_their_own():
-    rates = {"kernel": 0.01, "bias": 0.02, "conv1/kernel": optim.step_schedule(0.01, [2], freeze=4)}
+    rules = {
+        "kernel": optim.papers_rule(0.01),
+        "bias": optim.papers_rule(0.02, weight_decay=0.0),
+        "conv1/kernel": optim.papers_rule(optim.step_schedule(0.01, [2], freeze=4)),
+    }
     names = ("conv1/kernel", "conv1/bias", "conv2/kernel", "conv2/bias")
     params, gradients = tensors(6, *names)
-    history = run(optim.sgd(rates, decay_biases=False), params, gradients)
+    history = run(optim.by_parameter(rules), params, gradients)
     follows(history, params, gradients, "conv2/kernel", [0.01] * 6)
     follows(history, params, gradients, "conv1/bias", [0.02] * 6, decay=0)
     follows(history, params, gradients, "conv2/bias", [0.02] * 6, decay=0)
@@ -84,10 +99,14 @@ def test_parameters_have_rates_of_their_own():
 
 
 def test_parameters_have_decays_of_their_own():
-    decays = {"kernel": 0.0, "bias": 0.0, "fc2/kernel": 3.0}
+    rules = {
+        "kernel": optim.papers_rule(0.01, weight_decay=0.0),
+        "bias": optim.papers_rule(0.02, weight_decay=0.0),
+        "fc2/kernel": optim.papers_rule(0.01, weight_decay=3.0),
+    }
     names = ("conv1/kernel", "conv1/bias", "fc2/kernel", "fc2/bias")
     params, gradients = tensors(4, *names)
-    history = run(optim.sgd({"kernel": 0.01, "bias": 0.02}, weight_decay=decays), params, gradients)
+    history = run(optim.by_parameter(rules), params, gradients)
     for name in names:
         rate = 0.02 if name.endswith("bias") else 0.01
         follows(history, params, gradients, name, [rate] * 4, decay=3.0 if name == "fc2/kernel" else 0)
@@ -95,18 +114,29 @@ def test_parameters_have_decays_of_their_own():
 
 def test_every_parameter_may_be_named():
     params, gradients = tensors(2, "fc1/kernel", "fc1/bias")
-    history = run(optim.sgd({"fc1/kernel": 0.01, "fc1/bias": 0.02}), params, gradients)
+    rules = {"fc1/kernel": optim.papers_rule(0.01), "fc1/bias": optim.papers_rule(0.02)}
+    history = run(optim.by_parameter(rules), params, gradients)
     follows(history, params, gradients, "fc1/kernel", [0.01] * 2)
     follows(history, params, gradients, "fc1/bias", [0.02] * 2)
-    history = run(optim.sgd(0.01, weight_decay={"fc1/kernel": 0.1, "fc1/bias": 0.2}), params, gradients)
+    rules = {name: optim.papers_rule(0.01, weight_decay=of) for name, of in (("fc1/kernel", 0.1), ("fc1/bias", 0.2))}
+    history = run(optim.by_parameter(rules), params, gradients)
     follows(history, params, gradients, "fc1/kernel", [0.01] * 2, decay=0.1)
     follows(history, params, gradients, "fc1/bias", [0.01] * 2, decay=0.2)
 
 
-def test_rate_scale_multiplies_every_rate():
-    params, gradients = tensors(3, "conv1/kernel", "conv1/bias")
-    scales = [1.0, 0.1, 0.01]
-    history = run(optim.sgd({"kernel": 0.01, "bias": 0.02}), params, gradients, rate_scale=scales)
+def test_rules_of_other_kinds_may_be_mixed():
+    params, gradients = tensors(3, "fc1/kernel", "fc1/bias")
+    history = run(optim.by_parameter({"kernel": optim.papers_rule(0.01), "bias": optax.sgd(0.5)}), params, gradients)
+    follows(history, params, gradients, "fc1/kernel", [0.01] * 3)
+    moved = params["fc1"]["bias"] - 0.5 * np.cumsum([gradient["fc1"]["bias"] for gradient in gradients], axis=0)
+    np.testing.assert_allclose([step["fc1"]["bias"] for step in history], moved, rtol=1e-5, atol=1e-6)
+
+
+def test_a_plateau_multiplies_every_rate_inside_the_velocity():
+    params, gradients = tensors(4, "conv1/kernel", "conv1/bias")
+    rules = {"kernel": optim.papers_rule(0.01, patience=1), "bias": optim.papers_rule(0.02, patience=1)}
+    history = run(optim.by_parameter(rules), params, gradients, errors=[0.5, 0.5, 0.6, 0.4])
+    scales = [1, 1, 0.1, 0.01]  # from the step after the evaluation on
     follows(history, params, gradients, "conv1/kernel", [0.01 * scale for scale in scales])
     follows(history, params, gradients, "conv1/bias", [0.02 * scale for scale in scales])
 
@@ -157,9 +187,76 @@ def test_the_biases_rate_can_drop_too():
     ],
 )
 def test_the_rate_drops_after_three_evaluations_without_improvement(errors, scales):
-    state, seen = optim.plateau_start(), []
-    assert state.scale == 1
+    params = {"fc1": {"kernel": jnp.ones(2)}}
+    state, seen = optim.with_plateau(optax.adam(0.1), patience=3).init(params), []
+    assert optim.plateaus(state)[0].scale == 1
     for error in errors:
-        state = optim.plateau_next(state, error, patience=3)
-        seen.append(float(state.scale))
+        state = optim.plateau_after(state, error)
+        seen.append(float(optim.plateaus(state)[0].scale))
     np.testing.assert_allclose(seen, scales, rtol=1e-5)
+
+
+@jax.numpy_dtype_promotion("standard")  # which optax's Adam needs
+def test_any_rule_can_be_wrapped_and_only_its_updates_shrink():
+    params, gradients = jax.tree.map(jnp.float32, tensors(4, "fc1/kernel", "fc1/bias"))
+    plain, wrapped = optax.adamw(0.1), optim.with_plateau(optax.adamw(0.1), patience=1)
+    states, scales = [plain.init(params), wrapped.init(params)], [1, 1, 0.1, 0.01]
+    for gradient, scale in zip(gradients, scales, strict=True):
+        expected, states[0] = plain.update(gradient, states[0], params)
+        found, states[1] = wrapped.update(gradient, states[1], params)
+        for kind in ("kernel", "bias"):
+            np.testing.assert_allclose(found["fc1"][kind], scale * expected["fc1"][kind], rtol=1e-6)
+        states[1] = optim.plateau_after(states[1], 0.5)
+
+
+def test_a_wrapped_rule_is_given_the_loss():
+    def update(updates, state, params=None, *, value, **others):
+        return jax.tree.map(lambda update: value * update, updates), state
+
+    scaled_by_loss = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    wrapped = optim.with_plateau(scaled_by_loss, patience=2)
+    params = {"kernel": jnp.ones(2)}
+    updates, _ = wrapped.update(params, wrapped.init(params), params, value=jnp.float32(7))
+    np.testing.assert_array_equal(updates["kernel"], [7, 7])
+
+
+def test_every_plateau_in_a_rule_sees_the_errors_each_with_its_own_patience():
+    rule = optax.chain(
+        optax.clip(1.0), optim.with_plateau(optax.adam(0.1), patience=2), optim.with_plateau(optax.trace(0.9), 3)
+    )
+    state = rule.init({"kernel": jnp.ones(2)})
+    seen = []
+    for _ in range(4):
+        state = optim.plateau_after(state, 0.5)
+        seen.append([float(of.scale) for of in optim.plateaus(state)])
+    np.testing.assert_allclose(seen, [[1, 1], [1, 1], [0.1, 1], [0.1, 0.1]], rtol=1e-5)
+    assert optim.plateaus(optax.adam(0.1).init({"kernel": jnp.ones(2)})) == []
+
+
+def test_the_configured_rule_has_the_configs_rates_decays_and_momentum():
+    names = ("conv1/kernel", "conv1/bias", "fc2/kernel", "fc2/bias")
+    params, gradients = tensors(6, *names)
+    config = dataclasses.replace(
+        PRESETS["original"], learning_rate_drops=(2.0,), conv1_learning_rate_drops=(1.0,), conv1_frozen_from=2.0
+    )
+    history = run(optim.configured_rule(config, steps_per_epoch=2), params, gradients)
+    follows(history, params, gradients, "fc2/kernel", [0.01] * 4 + [0.001] * 2)
+    follows(history, params, gradients, "fc2/bias", [0.02] * 6, decay=0)
+    follows(history[:4], params, gradients[:4], "conv1/kernel", [0.01] * 2 + [0.001] * 2)
+    follows(history[:4], params, gradients[:4], "conv1/bias", [0.02] * 4, decay=0)
+    for step in history[4:]:
+        jax.tree.map(np.testing.assert_array_equal, step["conv1"], history[3]["conv1"])
+
+
+def test_what_is_taken_over_learns_more_slowly_or_not_at_all():
+    names = ("conv1/kernel", "conv2/kernel", "conv2/bias", "fc3/kernel")
+    params, gradients = tensors(5, *names)
+    config = Config(frozen_layers=("conv1",), taken_rate_scale=0.25, plateau_patience=1)
+    optimizer = optim.configured_rule(config, steps_per_epoch=2, taken=("conv1/kernel", "conv2/kernel"))
+    history = run(optimizer, params, gradients, errors=[0.5] * 5)
+    rates = np.array([0.01, 0.01, 0.001, 0.0001, 0.00001])
+    follows(history, params, gradients, "conv2/kernel", 0.25 * rates)
+    follows(history, params, gradients, "conv2/bias", rates)
+    follows(history, params, gradients, "fc3/kernel", rates)
+    for step in history:
+        np.testing.assert_array_equal(step["conv1"]["kernel"], np.float32(params["conv1"]["kernel"]))

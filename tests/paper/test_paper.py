@@ -9,7 +9,7 @@ import pytest
 
 from alexnet_jax.config import PRESETS
 from alexnet_jax.paper import augment, layers, model
-from alexnet_jax.paper.architectures import PAPER, local_response_norm
+from alexnet_jax.paper.architectures import PAPER
 
 ROWS = {row.name: row for row in model.summary(PAPER)}
 CONVOLUTIONS, DENSE = ("conv1", "conv2", "conv3", "conv4", "conv5"), ("fc6", "fc7", "fc8")
@@ -84,7 +84,7 @@ def test_output_shapes():  # §3.5
 
 
 def steps(layer):
-    return [getattr(step, "func", step) for step in layer.then]
+    return [step.function for step in layer.then]
 
 
 def test_what_follows_each_layer():  # §3.5: normalisation after 1 and 2, pooling after both and 5; §4.2: dropout
@@ -95,12 +95,12 @@ def test_what_follows_each_layer():  # §3.5: normalisation after 1 and 2, pooli
 
 def test_constants_of_normalization_and_pooling():  # §3.3: k = 2, n = 5, α = 10⁻⁴, β = 0.75; §3.4: z = 3, s = 2
     _, lrn, pool = PAPER[0].then
-    assert lrn.keywords == {"size": 5, "k": 2.0, "alpha": 1e-4, "beta": 0.75, "groups": 2}
-    assert pool.keywords == {"window": 3, "stride": 2}
+    assert dict(lrn.keywords) == {"size": 5, "k": 2.0, "alpha": 1e-4, "beta": 0.75, "groups": 2}
+    assert dict(pool.keywords) == {"window": 3, "stride": 2, "ceil_mode": False}
     # One activity of 100 beside zeros, in the middle of a GPU's maps: 100 / (2 + 10⁻⁴ · 100²)^0.75.
     x = np.zeros((1, 96), np.float32)
     x[0, 20] = 100
-    assert local_response_norm(jnp.array(x), **lrn.keywords)[0, 20] == pytest.approx(100 / 3**0.75, rel=1e-5)
+    assert lrn(jnp.array(x))[0, 20] == pytest.approx(100 / 3**0.75, rel=1e-5)
 
 
 def test_dropout_is_one_half_and_halves_the_outputs_at_test():  # §4.2
@@ -156,7 +156,6 @@ def test_training_settings():  # §4.1, §5
 def test_original_differs_from_paper_in_all_that_the_code_of_2012_did_otherwise():
     paper, original = (dataclasses.asdict(PRESETS[name]) for name in ("paper", "original"))
     assert {name: value for name, value in original.items() if value != paper[name]} == {
-        "architecture": "original",
         "crop_to_edge": True,  # offsets 0 … 32
         "crop_chunk": 32,
         "center_mean": True,

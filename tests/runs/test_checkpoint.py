@@ -1,5 +1,7 @@
 """Saving and restoring: what is damaged, or another network's, is noticed; the best is kept."""
 
+import dataclasses
+import json
 import math
 import os
 import shutil
@@ -8,35 +10,58 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from alexnet_jax.config import InputError
 from alexnet_jax.device import parallel
+from alexnet_jax.paper import optim
+from alexnet_jax.paper.table import Conv, Dense
+from alexnet_jax.paper.train_state import TrainState
+from alexnet_jax.paper.written import to_json
 from alexnet_jax.runs import checkpoint
-from alexnet_jax.train import TrainState
+
+TABLE = to_json((Conv(40, 5),))
+# Orbax leaves tasks behind where its reading fails, whose end Python then complains of.
+reads_damaged = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def state(step):
     rng = np.random.default_rng(step)
     params = {
-        "conv1": {"kernel": rng.normal(size=(5, 5, 3, 40)).astype(np.float32), "bias": np.full(8, step, np.float32)}
+        "conv1": {"kernel": rng.normal(size=(5, 5, 3, 40)).astype(np.float32), "bias": np.full(40, step, np.float32)}
     }
-    return TrainState(jnp.int32(step), params, (jax.tree.map(np.negative, params), jnp.float32(step)), (), ())
+    return TrainState(jnp.int32(step), params, (jax.tree.map(np.negative, params), jnp.float32(step)))
 
 
-def save(folder, steps, keep=2):
+def save(folder, steps, keep=2, log=None):
     """Checkpoints of these steps, {step: top-1 error}."""
     checkpoints = checkpoint.Checkpoints(folder, keep=keep)
     for step, top1_error in steps.items():
-        checkpoints.save(step, state(step), math.inf if top1_error is None else top1_error)
+        checkpoints.save(step, state(step), TABLE, log or {}, math.inf if top1_error is None else top1_error)
     checkpoints.close()
 
 
-def restore(folder, like=None):
+def restore_with_log(folder, like=None, layers=TABLE):
     checkpoints = checkpoint.Checkpoints(folder)
-    found = checkpoints.restore_latest(like or state(0))
-    checkpoints.close()
-    return found
+    try:
+        return checkpoints.restore_latest(like or state(0), layers)
+    finally:
+        checkpoints.close()
+
+
+def restore(folder, like=None, layers=TABLE):
+    found = restore_with_log(folder, like, layers)
+    return found and found[0]
+
+
+def restore_params(folder, step, layers=TABLE):
+    checkpoints = checkpoint.Checkpoints(folder, read_only=True)
+    like = jax.eval_shape(lambda: state(0).params)
+    try:
+        return checkpoints.restore_params(step, like, layers)
+    finally:
+        checkpoints.close()
 
 
 def largest_file(folder):
@@ -47,13 +72,59 @@ def names(folder):
     return sorted(os.listdir(folder))
 
 
+def equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(expected))
+
+
 def test_the_newest_comes_back_bit_for_bit(tmp_path):
     assert restore(tmp_path) is None
     save(tmp_path, {3: None, 5: 0.5})
-    step, found = restore(tmp_path)
-    assert step == 5
-    jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(state(5)))
+    found = restore(tmp_path)
+    assert int(found.step) == 5
+    equal(found, state(5))
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("int32"), np.dtype("float32")}
+
+
+def test_a_checkpoint_is_three_items(tmp_path):
+    save(tmp_path, {3: 0.5})
+    folders = {path.name for path in (tmp_path / "3").iterdir() if path.is_dir()}
+    assert folders == {"params", "optimizer", "log", "metrics"}  # the last is orbax's: the error, for the best one
+    checkpoints = checkpoint.Checkpoints(tmp_path, read_only=True)
+    params, optimizer = (
+        checkpoints._handlers[name].metadata(tmp_path / "3" / name) for name in ("params", "optimizer")
+    )
+    checkpoints.close()
+    assert [*params.tree] == ["conv1"]
+    assert set(params.custom_metadata) == {"layers", "crc32"}
+    assert params.custom_metadata["layers"] == TABLE
+    assert sorted(optimizer.tree) == ["state", "step"]
+    assert set(optimizer.custom_metadata) == {"crc32"}
+
+
+@reads_damaged
+def test_the_parameters_are_read_alone(tmp_path):
+    save(tmp_path, {3: 0.5})
+    flip(largest_file(tmp_path / "3" / "optimizer"))
+    equal(restore_params(tmp_path, 3), state(3).params)
+    for item in ("optimizer", "log"):
+        shutil.rmtree(tmp_path / "3" / item)
+    equal(restore_params(tmp_path, 3), state(3).params)
+    flip(largest_file(tmp_path / "3" / "params"))
+    with pytest.raises(checkpoint.Damaged, match="its numbers are not those that were saved"):
+        restore_params(tmp_path, 3)
+
+
+def test_the_log_comes_back_whatever_its_keys(tmp_path):
+    log = {
+        "sums": {"loss": [1.5, 3], "top1_error": [0.25, 3], "a number of one's own": [math.pi, 1]},
+        "lowest": 0.5,
+        "more": {"of": ["a later version", None, True]},
+    }
+    save(tmp_path, {3: 0.5}, log=log)
+    assert restore_with_log(tmp_path)[1] == log
+    save(tmp_path, {4: 0.5}, log={"sums": {"ratio": [math.nan, 2]}})  # what one measures oneself may be anything
+    (ratio, steps) = restore_with_log(tmp_path)[1]["sums"]["ratio"]
+    assert (math.isnan(ratio), steps) == (True, 2)
 
 
 def test_the_last_ones_and_the_best_are_kept(tmp_path):
@@ -72,42 +143,64 @@ def flip(file):
     file.write_bytes(content)
 
 
-# Orbax leaves tasks behind where its reading fails, whose end Python then complains of.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def without_checksum(folder):
+    file = folder / "_METADATA"
+    metadata = json.loads(file.read_text())
+    del metadata["custom_metadata"]["crc32"]
+    file.write_text(json.dumps(metadata))
+
+
+@reads_damaged
+@pytest.mark.parametrize("item", ["params", "optimizer"])
 @pytest.mark.parametrize(
     "damage",
     [
         lambda folder: flip(largest_file(folder)),
         lambda folder: os.truncate(largest_file(folder), largest_file(folder).stat().st_size // 2),
         lambda folder: largest_file(folder).unlink(),
-        lambda folder: (folder / "state" / "_METADATA").unlink(),
-        lambda folder: (folder / "state" / "_METADATA").write_text("{"),
-        lambda folder: shutil.rmtree(folder / "state"),
-        lambda folder: shutil.rmtree(folder / "digest"),
+        lambda folder: (folder / "_METADATA").unlink(),
+        lambda folder: (folder / "_METADATA").write_text("{"),
+        without_checksum,
+        shutil.rmtree,
     ],
-    ids=["bit", "cut", "file", "metadata", "half metadata", "state", "digest"],
+    ids=["bit", "cut", "file", "metadata", "half metadata", "checksum", "all"],
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capfd, damage):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capfd, damage, item):
     save(tmp_path, {3: None, 5: 0.5})
-    damage(tmp_path / "5")
-    step, found = restore(tmp_path)
-    assert step == 3
-    jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(state(3)))
+    damage(tmp_path / "5" / item)
+    _is_named_and_the_one_before_is_used(tmp_path, capfd, lambda: damage(tmp_path / "5" / item))
+
+
+@reads_damaged
+@pytest.mark.parametrize(
+    "damage",
+    [shutil.rmtree, lambda folder: (folder / "metadata").write_text('{"sums": {"loss": [0.')],
+    ids=["all", "half"],
+)
+def test_so_is_one_whose_log_is_damaged(tmp_path, capfd, damage):
+    save(tmp_path, {3: None, 5: 0.5})
+    damage(tmp_path / "5" / "log")
+    _is_named_and_the_one_before_is_used(tmp_path, capfd, lambda: damage(tmp_path / "5" / "log"))
+
+
+def _is_named_and_the_one_before_is_used(folder, capfd, damage_again):
+    found = restore(folder)
+    equal(found, state(3))
     (warning,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: "))
-    assert warning.startswith(f"warning: {tmp_path / '5'}: is damaged (")
-    assert names(tmp_path) == ["3", "5.damaged"]
-    save(tmp_path, {5: 0.5})
-    assert restore(tmp_path)[0] == 5
-    damage(tmp_path / "5")
-    assert restore(tmp_path)[0] == 3
-    assert names(tmp_path) == ["3", "5.damaged", "5.damaged1"]
+    assert warning.startswith(f"warning: {folder / '5'}: is damaged (")
+    assert names(folder) == ["3", "5.damaged"]
+    save(folder, {5: 0.5})
+    assert int(restore(folder).step) == 5
+    damage_again()
+    assert int(restore(folder).step) == 3
+    assert names(folder) == ["3", "5.damaged", "5.damaged1"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@reads_damaged
 def test_where_all_are_damaged_nothing_begins_anew_in_silence(tmp_path):
     save(tmp_path, {3: None, 5: 0.5})
-    flip(largest_file(tmp_path / "3"))
-    shutil.rmtree(tmp_path / "5" / "state")
+    flip(largest_file(tmp_path / "3" / "params"))
+    shutil.rmtree(tmp_path / "5" / "optimizer")
     for _ in range(2):
         with pytest.raises(
             InputError, match=r"no checkpoint can be read \(5: .*; 3: its numbers are not those that were s"
@@ -130,14 +223,65 @@ def test_the_checkpoint_of_another_network_is_told_by_its_first_differing_parame
     assert names(tmp_path) == ["3"]
 
 
+def test_the_checkpoint_of_another_table_is_told_by_layer_and_field(tmp_path):
+    """Also where all shapes agree."""
+    save(tmp_path, {3: None})
+    table = to_json((Conv(40, 5, stride=2),))
+    with pytest.raises(InputError, match=r"3: is of another network: conv1 stride was 1, is 2$"):
+        restore(tmp_path, layers=table)
+    with pytest.raises(InputError, match=r"3: is of another network: conv1 stride was 1, is 2$"):
+        restore_params(tmp_path, 3, table)
+    with pytest.raises(InputError, match=r"3: is of another network: the layers were conv1, are conv1, fc2$"):
+        restore_params(tmp_path, 3, to_json((Conv(40, 5), Dense(3))))
+    assert names(tmp_path) == ["3"]
+
+
+def test_another_optimizer_is_refused_by_name(tmp_path):
+    save(tmp_path, {3: None})
+    more = dataclasses.replace(state(3), opt_state=(*state(3).opt_state, {"momentum": np.zeros(2, np.float32)}))
+    with pytest.raises(InputError, match=r"3: is of another optimizer: optimizer/state/2/momentum is missing there, "):
+        restore(tmp_path, more)
+    for rule in (optim.papers_rule(0.01), optax.adam(0.01), optax.sgd(0.01)):
+        other = dataclasses.replace(state(3), opt_state=rule.init(state(3).params))
+        with pytest.raises(InputError, match=r"3: is of another optimizer: optimizer/state/\S+ is .* here$"):
+            restore(tmp_path, other)
+    assert names(tmp_path) == ["3"]
+    equal(restore_params(tmp_path, 3), state(3).params)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        optim.by_parameter(
+            {"kernel": optim.papers_rule(0.01, patience=2), "bias": optim.papers_rule(lambda step: 0.1 / (1 + step))}
+        ),
+        optim.with_plateau(optax.adamw(0.01, mu_dtype=jnp.bfloat16)),
+        optax.sgd(0.01),  # whose state holds nothing
+        optax.inject_hyperparams(optax.sgd)(learning_rate=0.01, momentum=0.9),
+        optax.masked(optax.adam(0.01), {"conv1": {"kernel": True, "bias": False}}),
+    ],
+    ids=["the paper's", "plateau", "empty", "hyperparameters", "masked"],
+)
+def test_the_state_of_any_optimizer_comes_back(tmp_path, rule):
+    params = state(3).params
+    opt_state = jax.tree.map(lambda leaf: leaf + jnp.asarray(3, leaf.dtype), rule.init(params))
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(3, TrainState(jnp.int32(3), params, opt_state), TABLE, {})
+    checkpoints.close()
+    found = restore(tmp_path, TrainState(jnp.int32(0), params, rule.init(params)))
+    assert jax.tree.structure(found.opt_state) == jax.tree.structure(opt_state)
+    equal(found.opt_state, opt_state)
+    types = [[leaf.dtype for leaf in jax.tree.leaves(of)] for of in (found.opt_state, opt_state)]
+    assert types[0] == types[1]
+
+
 def test_what_two_devices_saved_goes_on_one(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path)
-    checkpoints.save(4, parallel.replicate(state(4), jax.devices()[:2]))
+    checkpoints.save(4, parallel.replicate(state(4), jax.devices()[:2]), TABLE, {})
     checkpoints.close()
-    _, found = restore(tmp_path)
-    on_one = parallel.replicate(found, jax.devices()[:1])
+    on_one = parallel.replicate(restore(tmp_path), jax.devices()[:1])
     assert on_one.params["conv1"]["kernel"].devices() == set(jax.devices()[:1])
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(on_one), jax.device_get(state(4)))
+    equal(jax.device_get(on_one), state(4))
 
 
 def test_nothing_is_pickled(tmp_path):

@@ -29,14 +29,14 @@ def test_a_run_killed_twenty_times_is_bit_for_bit_the_run_that_was_not():
 def test_a_read_that_hangs_for_ever_ends_the_run(tmp_path, prepared):
     program = (
         "import threading\n"
-        "from alexnet_jax.data import input_pipeline\nfrom alexnet_jax import main\n"
-        "from alexnet_jax.paper.architectures import ARCHITECTURES, Conv, Dense, relu\n"
-        "ARCHITECTURES['small'] = Conv(8, 5, then=(relu,)), Dense(3)\n"
+        "from alexnet_jax import Config, Conv, Dense, command, fit, open_dataset, relu\n"
+        "from alexnet_jax.data import input_pipeline\n"
         "input_pipeline._load = lambda *_: threading.Event().wait(60)\n"
-        "main.main()"
+        "layers = Conv(8, 5, then=(relu,)), Dense(3)\n"
+        "config = Config(crop_size=32, batch_size=16, stall_timeout=1)\n"
+        f"command.run(lambda: fit(layers, open_dataset({str(prepared)!r}), config, {str(tmp_path)!r}), '')"
     )
-    flags = [f"--workdir={tmp_path}", f"--dataset={prepared}", "--architecture=small", "--crop_size=32"]
-    command = [sys.executable, "-c", program, *flags, "--batch_size=16", "--stall_timeout=1"]
+    command = [sys.executable, "-c", program]
     began = time.monotonic()
     process = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert time.monotonic() - began < 40
