@@ -20,18 +20,10 @@ from record import save
 from specialisation import colorfulness
 from training import Run, centers, parsed, remembered
 
-from alexnet_jax import Config
+from alexnet_jax import DEMO, Config, dropout, with_classes, with_steps
 from alexnet_jax.data.datasets import open_dataset
-from alexnet_jax.paper.architectures import (
-    DEMO,
-    Layers,
-    dropout,
-    no_normalization,
-    non_overlapping_pooling,
-    one_gpu,
-    with_classes,
-    with_steps,
-)
+from alexnet_jax.paper.architectures import no_normalization, non_overlapping_pooling, one_gpu
+from alexnet_jax.paper.table import Layers
 
 EPOCHS, DROPS = 24.0, (16.0, 21.0)
 CROP = 224
@@ -65,11 +57,11 @@ def trained(name: str, dataset: str, seed: int, epochs: float = EPOCHS) -> dict[
     variant, data = VARIANTS[name], open_dataset(dataset)
     drops = tuple(drop * epochs / EPOCHS for drop in DROPS)
     config = Config(
-        dataset=dataset, crop_size=CROP, batch_size=32, learning_rate=0.01, learning_rate_drops=drops, seed=seed,
+        crop_size=CROP, batch_size=32, learning_rate=0.01, learning_rate_drops=drops, seed=seed,
         **variant.config,
     )  # fmt: skip
     layers = with_classes(variant.layers, len(data.class_names))
-    run = Run(layers, config, dataset=data if variant.crops else centers(CROP, data))
+    run = Run(layers, config, data if variant.crops else centers(CROP, data))
     list(run.epochs(epochs, every=epochs))
     training, validation = run.errors("train"), run.errors("validation")
     print(f"{name}, seed {seed}: error {validation.top1_error:.1%}, training {training.top1_error:.1%}", flush=True)

@@ -7,7 +7,6 @@ and nothing is fused with its neighbours, so the sum differs from the whole step
 """
 
 import functools
-import inspect
 import statistics
 import time
 from collections.abc import Callable
@@ -20,12 +19,10 @@ from contenders import Case, build
 from record import save
 from throughput import ceiling
 
-from alexnet_jax import PAPER, summary
+from alexnet_jax import PAPER, Conv, Dense, by_parameter, papers_rule, summary, tuned
 from alexnet_jax.device import xla
-from alexnet_jax.paper import optim
-from alexnet_jax.paper.architectures import Conv, Dense, named
 from alexnet_jax.paper.augment import training_views
-from alexnet_jax.paper.layers import add_bias
+from alexnet_jax.paper.table import named
 
 BATCH, REPEATS = 128, 7
 
@@ -55,9 +52,9 @@ def of_layer(layer: Conv | Dense, x: jax.Array, first: bool) -> tuple[dict[str, 
     keys = jax.random.split(jax.random.key(0), len(x))
 
     def steps(out: jax.Array, bias: jax.Array, keys: jax.Array) -> jax.Array:
-        out = add_bias(out, bias)
+        out = layer.add_bias(out, bias)
         for step in layer.then:
-            out = step(out, keys) if "key" in inspect.signature(step).parameters else step(out)
+            out = step(out, keys)
         return out
 
     def there_and_back(gradient: jax.Array, out: jax.Array, bias: jax.Array, keys: jax.Array) -> tuple:
@@ -86,7 +83,7 @@ def of_layer(layer: Conv | Dense, x: jax.Array, first: bool) -> tuple[dict[str, 
 
 def update() -> float:
     """Seconds of the update of all parameters."""
-    optimizer = optim.sgd(0.01)
+    optimizer = by_parameter({"kernel": papers_rule(0.01), "bias": papers_rule(0.01)})
     shape: tuple[int, ...] = (1, 224, 224, 3)
     params: dict[str, Any] = {}
     for (name, layer), row in zip(named(PAPER).items(), summary(PAPER), strict=True):
@@ -118,7 +115,7 @@ def main() -> None:
         "update": update(),
     }
     rows, x = [], 50 * normal(BATCH, 224, 224, 3)
-    for (name, layer), row in zip(named(PAPER).items(), summary(PAPER), strict=True):
+    for (name, layer), row in zip(named(tuned(PAPER)).items(), summary(PAPER), strict=True):
         parts, x = of_layer(layer, x, first=name == "conv1")
         gflop = 2 * BATCH * row.multiply_adds / 1e9
         rows.append({"layer": name, "gflop_of_each_product": gflop, "seconds": parts})

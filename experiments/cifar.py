@@ -12,8 +12,8 @@ import sys
 from record import RESULTS, log, save
 from training import Run
 
-from alexnet_jax.paper.architectures import Conv, Dense, Layers, Local, local_response_norm, relu
-from alexnet_jax.paper.layers import average_pool, max_pool
+from alexnet_jax import Conv, Dense, Local, average_pool, local_response_norm, max_pool, relu
+from alexnet_jax.paper.table import Layers
 
 QUICK_BAND = 0.02  # by which the errors of --quick may differ on another machine
 largest = functools.partial(max_pool, window=3, stride=2, ceil_mode=True)

@@ -11,12 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alexnet_jax import ARCHITECTURES, AlexNet, summary, train
-from alexnet_jax.config import Config
+from alexnet_jax import (
+    ARCHITECTURES,
+    AlexNet,
+    Config,
+    Conv,
+    Dense,
+    init_state,
+    lrn,
+    make_train_step,
+    papers_augmentation,
+    pool,
+    relu,
+    summary,
+    tuned,
+)
 from alexnet_jax.data.input_pipeline import Batch
 from alexnet_jax.device import parallel, xla
-from alexnet_jax.paper import optim
-from alexnet_jax.paper.architectures import Conv, Dense, Layers, lrn, pool, relu
+from alexnet_jax.paper.optim import configured_rule
+from alexnet_jax.paper.table import Layers
 
 # Of the size of the networks that Krizhevsky trained on CIFAR-10.
 CIFAR = (
@@ -58,11 +71,11 @@ def images_of(case: Case) -> tuple[np.ndarray, np.ndarray]:
 def ours(case: Case) -> Callable[[], Any]:
     layers, size = TABLES[case.table]
     devices = jax.local_devices()[:1]
-    net = AlexNet(layers, jnp.dtype(case.precision))
+    net = AlexNet(tuned(layers, devices), jnp.dtype(case.precision))
     images, labels = images_of(case)
-    config = Config(crop_size=size, batch_size=case.batch)
-    optimizer = optim.sgd(0.01)
-    state = parallel.replicate(train.init_state(net, optimizer, crop_size=size, seed=0), devices)
+    config = Config(crop_size=size, learning_rate=0.01)
+    optimizer = configured_rule(config, 100.0)
+    state = parallel.replicate(init_state(net, optimizer, image_size=size), devices)
     if case.task == "infer":
         options = xla.compiler_options(devices)
         apply = jax.jit(functools.partial(net.apply, train=False), compiler_options=options)
@@ -70,11 +83,9 @@ def ours(case: Case) -> Callable[[], Any]:
         return lambda: apply(variables, inputs)
     stored = size * 8 // 7
     pixels = np.random.default_rng(0).integers(0, 256, (case.batch, stored, stored, 3), np.uint8)
-    step = parallel.pmap_step(
-        train.make_train_step(net, optimizer, jnp.full((stored, stored, 3), 128.0), jnp.eye(3), config, 100.0),
-        devices,
-        donate_state=True,
-    )
+    augment = papers_augmentation(config, jnp.full((stored, stored, 3), 128.0), jnp.eye(3), 100.0)
+    one = make_train_step(net, optimizer, xla.kept(augment, devices))
+    step = parallel.pmap_step(one, devices, donate_state=True)
     batch = parallel.shard(Batch(pixels, labels), devices)
 
     def one_step() -> Any:
@@ -105,15 +116,15 @@ class Obvious(nn.Module):
             else:
                 x = nn.Dense(layer.features, dtype=self.dtype)(x.reshape(len(x), -1))
             for step in layer.then:
-                name = getattr(step, "func", step).__name__
-                if name == "local_response_norm":
-                    size, k, alpha, beta = (step.keywords[name] for name in ("size", "k", "alpha", "beta"))
+                keywords = dict(step.keywords)
+                if step.name == "lrn":
+                    size, k, alpha, beta = (keywords[name] for name in ("size", "k", "alpha", "beta"))
                     sums = jax.lax.reduce_window(x**2, 0.0, jax.lax.add, (1, 1, 1, size), (1, 1, 1, 1), "SAME")
                     x = x / (k + alpha * sums) ** beta
-                elif name == "max_pool":
-                    window, stride = step.keywords["window"], step.keywords["stride"]
+                elif step.name == "pool":
+                    window, stride = keywords["window"], keywords["stride"]
                     x = nn.max_pool(x, (window, window), (stride, stride))
-                elif name == "dropout":
+                elif step.name == "dropout":
                     x = nn.Dropout(0.5, deterministic=not train)(x)
                 else:
                     x = nn.relu(x)
@@ -168,14 +179,14 @@ def pytorch(case: Case, mode: str) -> Callable[[], Any]:
         else:
             modules += [torch.nn.Flatten(), torch.nn.LazyLinear(row.output_shape[-1])]
         for step in layer.then:
-            name = getattr(step, "func", step).__name__
-            if name == "local_response_norm":
-                size_, k, alpha, beta = (step.keywords[name] for name in ("size", "k", "alpha", "beta"))
+            keywords = dict(step.keywords)
+            if step.name == "lrn":
+                size_, k, alpha, beta = (keywords[name] for name in ("size", "k", "alpha", "beta"))
                 modules += [torch.nn.LocalResponseNorm(size_, alpha * size_, beta, k)]  # PyTorch divides α by the size
-            elif name == "max_pool":
-                modules += [torch.nn.MaxPool2d(step.keywords["window"], step.keywords["stride"])]
+            elif step.name == "pool":
+                modules += [torch.nn.MaxPool2d(keywords["window"], keywords["stride"])]
             else:
-                modules += [torch.nn.Dropout() if name == "dropout" else torch.nn.ReLU(inplace=True)]
+                modules += [torch.nn.Dropout() if step.name == "dropout" else torch.nn.ReLU(inplace=True)]
     layout = torch.contiguous_format if mode == "eager" else torch.channels_last
     images, labels = (torch.from_numpy(array).to(device) for array in images_of(case))
     images, labels = images.permute(0, 3, 1, 2).contiguous(memory_format=layout), labels.long()

@@ -20,28 +20,22 @@ import time
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 from record import save
+from training import configured_step
 
-from alexnet_jax import train
-from alexnet_jax.config import Config
-from alexnet_jax.data.datasets import Dataset, open_dataset
+from alexnet_jax import ARCHITECTURES, Config, Dataset, open_dataset, with_classes
 from alexnet_jax.device import parallel
-from alexnet_jax.paper import model, optim
-from alexnet_jax.paper.architectures import ARCHITECTURES, image_size, with_classes
+from alexnet_jax.paper.architectures import CAFFE_IMAGE_SIZE
+from alexnet_jax.paper.table import Layers
+from alexnet_jax.train import with_input
 
 
 def training(
-    dataset: Dataset, config: Config, devices: list[jax.Device], net: model.AlexNet, synthetic: bool = False
+    dataset: Dataset, config: Config, devices: list[jax.Device], layers: Layers, synthetic: bool = False
 ) -> Iterator:
     """Does one training step each time it is asked for one; gives the step's metrics."""
-    optimizer = optim.sgd(optim.learning_rates(config, 1000.0))
-    mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
-    pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
-    state = parallel.replicate(train.init_state(net, optimizer, crop_size=config.crop_size, seed=0), devices)
-    step = train.make_train_step(net, optimizer, mean_image, pca, config, 1000.0)
-    mapped, read = train.with_input(step, config, dataset, devices)
-    read_batches = read(dataset, batch_size=config.batch_size, seed=0, steps=range(10**6))
+    step, state = configured_step(layers, config, dataset, devices)
+    mapped, read_batches = with_input(step, config, dataset, devices, range(10**6))
     batches = parallel.shard_ahead(read_batches, devices)
     if synthetic:
         batches = itertools.repeat(next(batches))
@@ -72,16 +66,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     devices = jax.local_devices()
-    size = image_size(arguments.architecture)
-    config = Config(architecture=arguments.architecture, batch_size=arguments.batch_size, crop_size=size)
+    size = CAFFE_IMAGE_SIZE if arguments.architecture == "caffe" else 224
+    config = Config(batch_size=arguments.batch_size, crop_size=size, precision=arguments.dtype)
     jpeg, raw = open_dataset(arguments.jpeg), open_dataset(arguments.raw)
-    net = model.AlexNet(with_classes(ARCHITECTURES[config.architecture], 1000), dtype=jnp.dtype(arguments.dtype))
+    layers = with_classes(ARCHITECTURES[arguments.architecture], 1000)
     cached = dataclasses.replace(config, cache="device")
     feeds = {
-        "synthetic": training(raw, config, devices, net, synthetic=True),
-        "--cache=device": training(raw, cached, devices, net),
-        "raw": training(raw, config, devices, net),
-        "JPEG": training(jpeg, config, devices, net),
+        "synthetic": training(raw, config, devices, layers, synthetic=True),
+        "--cache=device": training(raw, cached, devices, layers),
+        "raw": training(raw, config, devices, layers),
+        "JPEG": training(jpeg, config, devices, layers),
     }
     first = {name: float(next(feeds[name])["loss"]) for name in ("--cache=device", "raw")}
     assert math.isclose(*first.values(), rel_tol=1e-3), first
@@ -92,7 +86,7 @@ def main() -> None:
             print(f"{name}: {rates[name][-1]:,.1f} images/s", flush=True)
     save(
         f"feeding_{devices[0].platform}",
-        architecture=config.architecture,
+        architecture=arguments.architecture,
         batch_size=config.batch_size,
         dtype=arguments.dtype,
         device=f"{len(devices)} × {devices[0].device_kind}",

@@ -34,12 +34,11 @@ for name in ("heart", "ring", "star"):
 """
 USE = """\
 import numpy as np
-from alexnet_jax.networks import layer_outputs as features, network as trained
-from alexnet_jax import predict
+from alexnet_jax import load, predict
 
-network = trained.load("my_run")
+network = load("my_run")
 files = predict.files_of(["a_folder"])
-rows = features.of_files(network, files, layer="fc7")
+rows = network.features(files, ["fc7:relu"])["fc7:relu"]
 print(rows.shape)
 print(np.corrcoef(rows).round(2))
 """
@@ -52,7 +51,7 @@ STEPS: list[tuple[str, str, dict[str, str]]] = [  # what it is, the command, fil
     ("One file to give away", "python -m alexnet_jax.weights --source=my_run --output=my_net.safetensors", {}),
     ("It stands for the run", "python -m alexnet_jax.predict --workdir=my_net.safetensors --json a_folder", {}),
 ]
-VERSIONS = "import json; from alexnet_jax.runs.log import versions; print(json.dumps(versions()['versions']))"
+VERSIONS = "import json; from alexnet_jax.files import versions; print(json.dumps(versions()['versions']))"
 
 
 def run(command: str, folder: Path, short: bool = False) -> dict[str, Any]:
@@ -100,8 +99,10 @@ def main() -> None:
             steps.append({"title": title, "files": files, **run(command, folder)})
             print(f"$ {command}\n{steps[-1]['output']}", flush=True)
         if arguments.check:
-            shutil.copy(Path(__file__).parent.parent / "README.md", folder)
-            run("python -m doctest -o NORMALIZE_WHITESPACE README.md", folder)
+            checkout = Path(__file__).parent.parent
+            shutil.copy(checkout / "README.md", folder)
+            shutil.copy(checkout / "tests" / "test_readme.py", folder)
+            run("python test_readme.py README.md", folder)
             for command in ("alexnet-jax", "alexnet-jax-prepare", "alexnet-jax-predict", "alexnet-jax-weights"):
                 run(f"{command} --help", folder)
         else:

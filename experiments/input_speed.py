@@ -29,7 +29,7 @@ from record import save
 
 from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import open_dataset
-from alexnet_jax.data.images import decode
+from alexnet_jax.data.images import ENCODINGS
 
 BATCH = 128
 
@@ -50,7 +50,7 @@ class Records(torch.utils.data.Dataset):
 
     def decoded(self, stored: bytes) -> torch.Tensor:
         image = np.empty((self.dataset.size, self.dataset.size, 3), np.uint8)
-        decode(stored, self.dataset.encoding, image)
+        ENCODINGS[self.dataset.encoding].decode(stored, image)
         return torch.from_numpy(image)
 
 

@@ -31,12 +31,10 @@ import jax
 import numpy as np
 from record import save
 
-from alexnet_jax import train
-from alexnet_jax.config import Config
+from alexnet_jax import AlexNet, Config, Conv, Dense, dropout, fit, init_state, lrn, open_dataset, pool, relu, to_json
 from alexnet_jax.data import datasets, shards
-from alexnet_jax.paper import model, optim
-from alexnet_jax.paper.architectures import ARCHITECTURES, Conv, Dense, dropout, lrn, pool, relu
-from alexnet_jax.runs import checkpoint
+from alexnet_jax.paper.optim import configured_rule
+from alexnet_jax.runs.checkpoint import Checkpoints
 
 SMALL = (
     Conv(8, 5, stride=2, padding=(0, 1), std=0.02, then=(relu, lrn, pool)),
@@ -44,9 +42,9 @@ SMALL = (
     Dense(16, std=0.1, then=(relu, dropout)),
     Dense(3, std=0.1),
 )
-ARCHITECTURES["small"] = SMALL
+DATASET = f"{SCRATCH.name}/set"
 CONFIG = Config(
-    architecture="small", dataset=f"{SCRATCH.name}/set", crop_size=32, batch_size=16, epochs=120.0, log_every=1,
+    crop_size=32, batch_size=16, epochs=120.0, log_every=1,
     learning_rate=0.002, plateau_patience=3, evaluate_every="1.5epochs", checkpoint_every=4,
 )  # fmt: skip
 
@@ -63,7 +61,7 @@ def draw_dataset() -> None:
         return shards.Item(name, name, index % 3, functools.partial(picture, index % 3, 1000 * split + index))
 
     splits = {"train": [item(0, i) for i in range(50)], "validation": [item(1, i) for i in range(23)]}
-    datasets.write(Path(CONFIG.dataset), ["red", "green", "blue"], splits, size=40)
+    datasets.write(Path(DATASET), ["red", "green", "blue"], splits, size=40)
 
 
 def live(task: Callable[[], Any]) -> int:
@@ -91,11 +89,10 @@ def finished(process: int) -> None:
 
 def write_state(workdir: Path, file: Path) -> None:
     """All arrays of the last checkpoint."""
-    net, optimizer = model.AlexNet(SMALL), optim.sgd(optim.learning_rates(CONFIG, 50 / 16))
-    like = train.init_state(net, optimizer, crop_size=32, seed=0)
-    found = checkpoint.Checkpoints(workdir / "checkpoints").restore_latest(like)
+    like = init_state(AlexNet(SMALL), configured_rule(CONFIG, 50 / 16), image_size=32)
+    found = Checkpoints(workdir / "checkpoints").restore_latest(like, to_json(SMALL))
     assert found
-    np.savez(file, *jax.tree.leaves(found[1]))
+    np.savez(file, *jax.tree.leaves(found[0]))
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
@@ -117,7 +114,7 @@ def main() -> None:
     finished(live(draw_dataset))
 
     def run(name: str) -> None:
-        train.train_and_evaluate(CONFIG, scratch / name)
+        fit(SMALL, open_dataset(DATASET), CONFIG, scratch / name)
 
     finished(live(functools.partial(run, "warm")))  # compiles
     start = time.monotonic()

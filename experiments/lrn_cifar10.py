@@ -24,7 +24,8 @@ from cifar import CONV_LOCAL, CONV_LOCAL_11, check_quick, error_after, with_norm
 from record import save
 from training import Run, parsed, remembered
 
-from alexnet_jax import Config
+from alexnet_jax import Config, by_parameter, open_dataset, papers_rule
+from alexnet_jax.paper.optim import learning_rates
 
 DECAYS = {"kernel": 0.0, "bias": 0.0, "local3/kernel": 0.004, "local4/kernel": 0.004, "fc5/kernel": 0.004}
 NETWORKS = {
@@ -38,10 +39,16 @@ EPOCHS = 450.0
 def start(network: str, dataset: str, seed: int, drops: tuple[float, ...]) -> Run:
     layers, decays = NETWORKS[network]
     config = Config(
-        dataset=dataset, crop_size=24, crop_to_edge=True, center_mean=True, color_scale=0.0, seed=seed,
+        crop_size=24, crop_to_edge=True, center_mean=True, color_scale=0.0, seed=seed,
         learning_rate=0.001, learning_rate_drops=drops, bias_learning_rate=0.002, bias_learning_rate_drops=drops,
     )  # fmt: skip
-    return Run(layers, config, decays)
+    data = open_dataset(dataset)
+    rates = learning_rates(config, len(data.splits["train"]) / config.batch_size)
+    rules = {
+        name: papers_rule(rates.get(name, rates[name.rpartition("/")[2]]), config.momentum, decay)
+        for name, decay in decays.items()
+    }
+    return Run(layers, config, data, by_parameter(rules))
 
 
 def trained(network: str, dataset: str, seed: int, epochs: float) -> dict[str, Any]:

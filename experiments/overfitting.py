@@ -22,9 +22,9 @@ from cifar import THREE_CONV, check_quick, error_after
 from record import save
 from training import Run, one_in, parsed, reached, remembered, smoothed
 
-from alexnet_jax import Config
+from alexnet_jax import Config, Dense, dropout, relu
 from alexnet_jax.data.datasets import open_dataset
-from alexnet_jax.paper.architectures import Dense, Layers, dropout, relu
+from alexnet_jax.paper.table import Layers
 
 RUNS = {
     "neither": {"augmented": False, "dropped": False},
@@ -42,10 +42,10 @@ def network(dropped: bool) -> Layers:
 
 def start(dataset: str, seed: int, augmented: bool, dropped: bool) -> Run:
     config = Config(
-        dataset=dataset, crop_size=28 if augmented else 32, crop_to_edge=True, reflect=augmented, color_scale=0.0,
+        crop_size=28 if augmented else 32, crop_to_edge=True, reflect=augmented, color_scale=0.0,
         weight_decay=0.0, learning_rate=0.001, bias_learning_rate=0.002, seed=seed,
     )  # fmt: skip
-    return Run(network(dropped), config, dataset=one_in(10, open_dataset(dataset)))
+    return Run(network(dropped), config, one_in(10, open_dataset(dataset)))
 
 
 def curves(name: str, dataset: str, seed: int, epochs: float, every: float) -> dict[str, list[float]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.runs.log import versions
+from alexnet_jax.files import versions
 
 RESULTS = Path(__file__).parent / "results"
 

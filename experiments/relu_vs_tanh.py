@@ -24,8 +24,8 @@ from cifar import THREE_CONV, THREE_CONV_TWO_DENSE, check_quick, error_after
 from record import save
 from training import Run, parsed, reached, remembered
 
-from alexnet_jax import Config
-from alexnet_jax.paper.architectures import Layers, relu, with_steps
+from alexnet_jax import Config, open_dataset, relu, with_steps
+from alexnet_jax.paper.table import Layers
 
 NETWORKS = {"3 conv + fc10": THREE_CONV, "3 conv + fc64 + fc10": THREE_CONV_TWO_DENSE}
 TARGET = 0.25
@@ -40,10 +40,10 @@ def with_non_linearity(name: str, layers: Layers) -> Layers:
 
 def without_regularisation(layers: Layers, dataset: str, rate: float, seed: int) -> Run:
     config = Config(
-        dataset=dataset, crop_size=32, reflect=False, color_scale=0.0, weight_decay=0.0, seed=seed,
+        crop_size=32, reflect=False, color_scale=0.0, weight_decay=0.0, seed=seed,
         learning_rate=rate, bias_learning_rate=2 * rate,
     )  # fmt: skip
-    return Run(layers, config)
+    return Run(layers, config, open_dataset(dataset))
 
 
 def curve(layers: Layers, dataset: str, rate: float, seed: int, most: float, every: float) -> dict[str, Any]:

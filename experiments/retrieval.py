@@ -14,29 +14,24 @@ import argparse
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 
-from alexnet_jax import figures
-from alexnet_jax.config import InputError
+from alexnet_jax import Dataset, InputError, Trained, figures, load
 from alexnet_jax.data import input_pipeline
-from alexnet_jax.data.datasets import Dataset
-from alexnet_jax.data.images import read_file
-from alexnet_jax.device import xla
-from alexnet_jax.networks import network as trained
-from alexnet_jax.networks.layer_outputs import features, last_hidden, make_features
+from alexnet_jax.networks.layer_outputs import features_of_split, last_hidden
 
 QUERIES, NEAREST, ROWS_AT_ONCE = 5, 6, 4096
 
 
-def kept_features(network: trained.Trained, dataset: Dataset) -> np.ndarray:
+def kept_features(network: Trained, dataset: Dataset) -> np.ndarray:
     """Of the training images; from the file in the run's folder, or written there. A .safetensors has no folder."""
-    if network.workdir.is_file():
-        return features(network, dataset, "train", layer=last_hidden(network))
-    name = f"features_{last_hidden(network)}_{network.step}_{dataset.fingerprint()}"
-    file, partial = (network.workdir / f"{name}{ending}.npy" for ending in ("", ".partial"))
+    output = last_hidden(network)
+    if network.source.is_file():
+        return features_of_split(network, dataset, "train", output=output)
+    name = f"features_{output.replace(':', '_')}_{network.step}_{dataset.fingerprint()}"
+    file, partial = (network.source / f"{name}{ending}.npy" for ending in ("", ".partial"))
     if not file.exists():
-        features(network, dataset, "train", layer=last_hidden(network), file=partial)
+        features_of_split(network, dataset, "train", output=output, file=partial)
         partial.replace(file)
     return np.load(file, mmap_mode="r")
 
@@ -62,21 +57,21 @@ def main() -> None:
     arguments = parser.parse_args()
 
     try:
-        network = trained.load(arguments.workdir, arguments.checkpoint)
+        network = load(arguments.workdir, arguments.checkpoint)
         dataset = network.open_dataset(arguments.dataset)
         if arguments.files:
-            images = np.stack([read_file(file, network.size) for file in arguments.files])
+            images = np.stack([network.preprocess(file) for file in arguments.files])
             titles = [str(file) for file in arguments.files]
         else:
             numbers = np.linspace(0, len(dataset.splits["validation"]) - 1, QUERIES).astype(int)
-            batch = input_pipeline.chosen(dataset, "validation", numbers)
+            batch = input_pipeline.batch_of(dataset, "validation", numbers)
             images, titles = batch.images, [dataset.class_names[label] for label in batch.labels]
         stored = kept_features(network, dataset)
-        of_images = jax.jit(make_features(network, last_hidden(network)), compiler_options=xla.compiler_options())
-        order, distances = nearest(stored, np.asarray(of_images(network.params, images)), NEAREST)
+        output = last_hidden(network)
+        order, distances = nearest(stored, network.features(images, [output])[output], NEAREST)
     except InputError as error:
         sys.exit(f"error: {error}")
-    found = [input_pipeline.chosen(dataset, "train", row) for row in order]
+    found = [input_pipeline.batch_of(dataset, "train", row) for row in order]
     figures.save_neighbors(images, [batch.images for batch in found], arguments.figure)
     for title, batch, row in zip(titles, found, distances, strict=True):
         names = (dataset.class_names[label] for label in batch.labels)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from record import log, save
 
-from alexnet_jax.networks import network as trained
+from alexnet_jax import load
 
 DIVISIONS = 10_000
 
@@ -49,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     runs: dict[str, list[float]] = {}
     for workdir in filter(None, arguments.workdir.split(",")):
-        runs[workdir] = colorfulness(np.asarray(trained.load(workdir).params["conv1"]["kernel"]))
+        runs[workdir] = colorfulness(np.asarray(load(workdir).params["conv1"]["kernel"]))
     if not runs:
         for variant, trainings in log("ablations")["results"].items():
             if variant != "one GPU":

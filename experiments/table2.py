@@ -19,10 +19,10 @@ from typing import Any
 
 from record import save
 
-from alexnet_jax import Config
+from alexnet_jax import DEMO, Config, fit, open_dataset, with_classes
 from alexnet_jax.networks.ensemble import evaluate_networks
-from alexnet_jax.paper.architectures import ARCHITECTURES, DEMO, six_conv
-from alexnet_jax.train import train_and_evaluate
+from alexnet_jax.paper.architectures import six_conv
+from alexnet_jax.paper.table import Layers
 
 NETWORKS = tuple(f"network {seed}" for seed in range(5))
 PRETRAINED = ("pre-trained 0",)
@@ -40,16 +40,19 @@ def trained(name: str, dataset: str, pretraining: str, workdir: Path) -> None:
     """One of the networks, in a folder of its name."""
     seed = int(name.split()[1])
     common: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.01, "seed": seed}
-    photos = {**common, "dataset": dataset, "cache": "device", "epochs": 24.0, "learning_rate_drops": (16.0, 21.0)}
+    photos = {**common, "cache": "device", "epochs": 24.0, "learning_rate_drops": (16.0, 21.0)}
     if name in NETWORKS:
-        train_and_evaluate(Config(**photos), workdir / name)
+        fitted(DEMO, dataset, Config(**photos), workdir / name)
         return
-    others = Config(**common, architecture="demo_six_conv", dataset=pretraining, epochs=2.0, learning_rate_drops=(1.5,))
     origin = workdir / f"others {seed}"
-    train_and_evaluate(others, origin)
-    train_and_evaluate(
-        Config(**photos, architecture="demo_six_conv", init_from=str(origin), taken_rate_scale=0.1), workdir / name
-    )
+    fitted(six_conv(DEMO), pretraining, Config(**common, epochs=2.0, learning_rate_drops=(1.5,)), origin)
+    tuning = Config(**photos, init_from=str(origin), taken_rate_scale=0.1)
+    fitted(six_conv(DEMO), dataset, tuning, workdir / name)
+
+
+def fitted(layers: Layers, dataset: str, config: Config, workdir: Path) -> None:
+    data = open_dataset(dataset)
+    fit(with_classes(layers, len(data.class_names)), data, config, workdir)
 
 
 def answers(network: Path, views: int) -> Path:
@@ -65,7 +68,6 @@ def main() -> None:
     parser.add_argument("--name", choices=[*NETWORKS, *PRETRAINED], nargs=1, default=[*NETWORKS, *PRETRAINED])
     arguments = parser.parse_args()
 
-    ARCHITECTURES["demo_six_conv"] = six_conv(DEMO)  # of this experiment only
     for name in arguments.name:
         if all(answers(arguments.workdir / name, views).exists() for views in (1, 10)):
             continue

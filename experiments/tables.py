@@ -27,13 +27,7 @@ from speed_tables import (
 )
 
 ROOT = Path(__file__).parent.parent
-PAGES = (
-    ROOT / "README.md",
-    ROOT / "experiments" / "README.md",
-    ROOT / "docs" / "first_minutes.md",
-    ROOT / "docs" / "imagenet.md",
-    ROOT / "docs" / "speed.md",
-)
+PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md", *sorted(ROOT.glob("docs/*.md")))
 
 
 def first_runs() -> str:

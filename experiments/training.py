@@ -5,25 +5,38 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from record import circumstances
 
-from alexnet_jax import AlexNet, Config, train
+from alexnet_jax import (
+    AlexNet,
+    Config,
+    Dataset,
+    Errors,
+    TrainState,
+    init_state,
+    make_train_step,
+    open_dataset,
+    papers_augmentation,
+    tuned,
+)
 from alexnet_jax.data import input_pipeline
-from alexnet_jax.data.datasets import Dataset, open_dataset
-from alexnet_jax.data.images import decode
+from alexnet_jax.data.images import ENCODINGS
 from alexnet_jax.data.shards import Records
 from alexnet_jax.device import parallel
-from alexnet_jax.paper import optim
-from alexnet_jax.paper.architectures import Layers
-from alexnet_jax.paper.evaluate import Errors, evaluate, make_evaluation_step, make_logits
-from alexnet_jax.runs.log import write_whole
+from alexnet_jax.device.xla import kept
+from alexnet_jax.files import write_whole
+from alexnet_jax.paper.evaluate import evaluate, make_evaluation_step, make_logits
+from alexnet_jax.paper.optim import configured_rule
+from alexnet_jax.paper.table import Layers
+from alexnet_jax.train import with_input
 
 
 class OneIn(Records):
@@ -59,7 +72,7 @@ class Centers(Records):
     def __getitem__(self, index: int) -> dict[str, Any]:
         example, whole = self._records[index], self._dataset.size
         image = np.empty((whole, whole, 3), np.uint8)
-        decode(example["image"], self._dataset.encoding, image)
+        ENCODINGS[self._dataset.encoding].decode(example["image"], image)
         return {**example, "image": center(image, self._size).tobytes()}
 
     def place(self, index: int) -> str:
@@ -78,42 +91,53 @@ def centers(size: int, dataset: Dataset) -> Dataset:
     return dataclasses.replace(dataset, size=size, encoding="raw", splits=splits, statistics=statistics)
 
 
-class Run:
-    """One training run, a step at a time, on the images as they lie on the device.
+def configured_step(
+    layers: Layers,
+    config: Config,
+    dataset: Dataset,
+    devices: Sequence[jax.Device],
+    optimizer: optax.GradientTransformation | None = None,
+) -> tuple[Callable, TrainState]:
+    """The step of `fit`, to be compiled, and the state before the first one, on the devices."""
+    steps_per_epoch = len(dataset.splits["train"]) / config.batch_size
+    net = AlexNet(tuned(layers, devices), jnp.dtype(config.precision))
+    optimizer = optimizer or configured_rule(config, steps_per_epoch)
+    mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
+    pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
+    augment = kept(papers_augmentation(config, mean_image, pca, steps_per_epoch), devices)
+    step = make_train_step(net, optimizer, augment, seed=config.seed, axis_name=parallel.axis_of(devices))
+    state = init_state(net, optimizer, image_size=config.crop_size, seed=config.seed)
+    return step, parallel.replicate(state, devices)
 
-    config: of the package; its dataset and crop_size must be given. decay: instead of its weight_decay, by parameter.
-    dataset: instead of the one of the config.
+
+class Run:
+    """One training run, a step at a time, on the images as they lie on the device; to be looked at in between.
+
+    optimizer: instead of the config's rule.
     """
 
     def __init__(
         self,
         layers: Layers,
         config: Config,
-        decay: Mapping[str, float] | None = None,
-        dataset: Dataset | None = None,
+        dataset: Dataset,
+        optimizer: optax.GradientTransformation | None = None,
     ):
-        self.config = dataclasses.replace(config, cache="device")
-        self.dataset = dataset or open_dataset(config.dataset)
-        self.steps_per_epoch = len(self.dataset.splits["train"]) / config.batch_size
+        self.config, self.dataset = dataclasses.replace(config, cache="device"), dataset
+        self.steps_per_epoch = len(dataset.splits["train"]) / config.batch_size
         self.devices = parallel.all_devices()
-        self.net = AlexNet(layers, jnp.dtype(config.precision))
-        self.mean_image = jnp.asarray(self.dataset.statistics.mean_image, jnp.float32)
-        pca = jnp.asarray(self.dataset.statistics.color_pca, jnp.float32)
-        optimizer = optim.of_config(config, self.steps_per_epoch, weight_decay=decay)
-        step = train.make_train_step(self.net, optimizer, self.mean_image, pca, self.config, self.steps_per_epoch)
-        self._step, self._read = train.with_input(step, self.config, self.dataset, self.devices)
-        state = train.init_state(self.net, optimizer, crop_size=config.crop_size, seed=config.seed)
-        self.state = parallel.replicate(state, self.devices)
+        self._step, self.state = configured_step(layers, config, dataset, self.devices, optimizer)
+        self._net = AlexNet(tuned(layers, self.devices), jnp.dtype(config.precision))
         self._evaluation: dict[str, Any] = {}
 
     def epochs(self, until: float, every: float) -> Iterator[float]:
         """Trains to the epoch `until`, and stops every `every` epochs for the caller to look."""
         total = round(until * self.steps_per_epoch)
-        indices = self._read(self.dataset, self.config.batch_size, self.config.seed, range(total))
+        step_on_all, indices = with_input(self._step, self.config, self.dataset, self.devices, range(total))
         looks = {round(number * every * self.steps_per_epoch) for number in range(1, round(until / every))} | {total}
         before = None
         for step, batch in enumerate(parallel.shard_ahead(indices, self.devices), start=1):
-            self.state, metrics = self._step(self.state, batch)
+            self.state, metrics = step_on_all(self.state, batch)
             jax.block_until_ready(before)  # two steps at most are on the way
             before = metrics
             if step in looks:
@@ -124,13 +148,15 @@ class Run:
         kind = f"{split}, {views}"
         if kind not in self._evaluation:  # the images stay on the devices
             batches = input_pipeline.evaluation_batches(self.dataset, split, batch_size=256)
+            mean_image = jnp.asarray(self.dataset.statistics.mean_image, jnp.float32)
             logits = make_logits(
-                self.net.apply, self.mean_image, self.config.crop_size, views=views, center_mean=self.config.center_mean
+                self._net.apply, mean_image, self.config.crop_size, views=views, center_mean=self.config.center_mean
             )
-            step = parallel.pmap_step(make_evaluation_step(logits), self.devices)
+            axis = parallel.axis_of(self.devices)
+            step = parallel.pmap_step(make_evaluation_step(logits, axis_name=axis), self.devices)
             self._evaluation[kind] = step, [parallel.shard(batch, self.devices) for batch in batches]
         step, batches = self._evaluation[kind]
-        return evaluate(step, self.state.params, batches, len(self.dataset.splits[split]))
+        return evaluate(step, self.state.params, batches, len(self.dataset.splits[split]))[0]
 
 
 def smoothed(errors: list[float]) -> list[float]:

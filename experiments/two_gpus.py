@@ -28,10 +28,10 @@ import optax
 from jax import lax
 from record import save
 
+from alexnet_jax import ARCHITECTURES, AlexNet, dropout, image_keys, papers_rule
 from alexnet_jax.device import parallel
-from alexnet_jax.paper import model, optim
-from alexnet_jax.paper.architectures import ARCHITECTURES, Layers, dropout, image_size, named, one_column
-from alexnet_jax.paper.augment import image_keys
+from alexnet_jax.paper.architectures import one_column
+from alexnet_jax.paper.table import Layers, named
 
 AXIS = "gpu"
 
@@ -70,7 +70,7 @@ def logits_on_two(layers: Layers, params: Any, images: jax.Array, key: jax.Array
         x = layer(gather(x) if reads_both else x, params[name]["kernel"])
         x = x + params[name]["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
         for place, step in enumerate(layer.then):
-            if step is dropout:  # the mask of the whole layer, as one device draws it, and of it the own half
+            if step.function is dropout:  # the mask of the whole layer, as one device draws it, and of it the own half
                 of_step = fold_in(fold_in(keys, number), place)
                 x = x * own_half(dropout(jnp.ones((len(x), whole.features), x.dtype), of_step))
             else:
@@ -88,7 +88,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def make_steps(layers: Layers, devices: Sequence[jax.Device], dtype: Any = jnp.float32) -> dict[str, Callable]:
     """(params, images, labels, key) → loss, gradients, update: on one device, and on two in the two ways."""
-    net, optimizer = model.AlexNet(layers, dtype), optim.sgd(0.01)
+    net, optimizer = AlexNet(layers, dtype), papers_rule(0.01)
 
     def on_one(params: Any, images: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array:
         return cross_entropy(net.apply({"params": params}, images, train=True, key=key), labels)
@@ -96,6 +96,9 @@ def make_steps(layers: Layers, devices: Sequence[jax.Device], dtype: Any = jnp.f
     def on_two(params: Any, images: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array:
         # Both devices compute the whole loss. Their sum is what is differentiated: each has a share of one half.
         return cross_entropy(logits_on_two(layers, params, images, key), labels) / 2
+
+    def mean(tree: Any) -> Any:
+        return lax.pmean(tree, parallel.AXIS)
 
     def step(loss: Callable, combine: Callable, params: Any, *batch: jax.Array) -> tuple:
         value, gradients = combine(jax.value_and_grad(loss)(params, *batch))
@@ -108,7 +111,7 @@ def make_steps(layers: Layers, devices: Sequence[jax.Device], dtype: Any = jnp.f
             functools.partial(step, on_two, lambda tree: tree), AXIS, in_axes=(0, None, None, None), devices=devices
         ),
         "data parallel": jax.pmap(
-            functools.partial(step, on_one, parallel.mean), parallel.AXIS, in_axes=(None, 0, 0, None), devices=devices
+            functools.partial(step, on_one, mean), parallel.AXIS, in_axes=(None, 0, 0, None), devices=devices
         ),
     }
 
@@ -120,7 +123,7 @@ def differences(
     keys = jax.random.split(jax.random.key(seed), 4)
     images = 60 * jax.random.normal(keys[0], (batch, size, size, 3), jnp.float32)
     labels = jax.random.randint(keys[1], (batch,), 0, layers[-1].features, jnp.int32)
-    params = jax.jit(lambda key: model.AlexNet(layers).init(key, images[:1], train=False))(keys[2])["params"]
+    params = jax.jit(lambda key: AlexNet(layers).init(key, images[:1], train=False))(keys[2])["params"]
     images, params = jax.tree.map(lambda x: x.astype(dtype), (images, params))
     steps = make_steps(layers, devices, dtype)
     one = jax.device_get(steps["one device"](params, images, labels, keys[3]))
@@ -156,7 +159,7 @@ def exchanged(layers: Layers, size: int, batch: int, devices: Sequence[jax.Devic
     """`bytes_sent` in a training step, model parallel and data parallel. Compiles; computes nothing."""
     steps = make_steps(layers, devices)
     params = jax.eval_shape(
-        lambda: model.AlexNet(layers).init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False)
+        lambda: AlexNet(layers).init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False)
     )["params"]
     key = jax.eval_shape(lambda: jax.random.key(0))
 
@@ -176,7 +179,7 @@ def main() -> None:
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 2)
     devices = jax.devices("cpu")[:2]
-    layers, size = ARCHITECTURES[arguments.architecture], image_size(arguments.architecture)
+    layers, size = ARCHITECTURES[arguments.architecture], 224
 
     comparisons = []
     for dtype, batch, seeds in ((jnp.float32, 8, range(5)), (jnp.float32, 16, [0]), (jnp.float64, 16, [0])):

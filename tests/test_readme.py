@@ -3,11 +3,11 @@
 `python tests/test_readme.py README.md` runs a page's code anywhere the package is installed.
 """
 
+import dataclasses
 import functools
 import importlib
 import re
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import jax
@@ -19,7 +19,6 @@ from alexnet_jax.config import Config
 from alexnet_jax.data import datasets
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/own_code.md", "docs/networks.md", "docs/speed.md")
 
 
 def run(page: Path) -> dict:
@@ -40,7 +39,7 @@ def prepare(folder, monkeypatch):
         Image.fromarray(np.full((90, 120, 3), 60 * number, np.uint8)).save(folder / "a_folder" / f"{name}.png")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    monkeypatch.setattr(datasets, "builtin_shapes", functools.partial(datasets.builtin_shapes, 40, 20))
+    monkeypatch.setattr(datasets, "builtin_shapes", functools.partial(datasets.builtin_shapes, 32, 10))
 
 
 def test_the_readme_does_what_it_says(tmp_path, monkeypatch):
@@ -49,12 +48,12 @@ def test_the_readme_does_what_it_says(tmp_path, monkeypatch):
     assert found["PAPER"] == alexnet_jax.PAPER
     assert {name: of.shape for name, of in found["maps"].items()} == {
         "conv1:relu": (8, 30, 30, 16),
-        "conv2:pool": (8, 13, 13, 32),
+        "conv2:pool": (8, 5, 5, 32),
     }
     assert found["logits"].shape == (8, 10)
     assert int(found["state"].step) == 2
     assert set(found["metrics"]) == {"loss", "top1_error"}
-    assert found["errors"].examples == 20
+    assert found["errors"].examples == 10
     assert '"gradient_norm"' in (tmp_path / "lars_run" / "metrics.jsonl").read_text()
     assert found["pictures"].shape == (1, 256, 256, 3)
     assert found["probabilities"].shape == (1, 10)
@@ -67,17 +66,16 @@ def test_the_readme_does_what_it_says(tmp_path, monkeypatch):
 def test_the_pages_on_own_code_do_what_they_say(tmp_path, monkeypatch):
     prepare(tmp_path, monkeypatch)
     found = run(ROOT / "docs" / "own_code.md")
-    assert found["errors"].examples == 20
+    assert found["errors"].examples == 10
     assert found["logits"].shape == (4, 10)
     assert '"confidence"' in (tmp_path / "own_run" / "metrics.jsonl").read_text()
 
-    demo, data = alexnet_jax.DEMO, alexnet_jax.open_dataset("shapes")
-    config = alexnet_jax.PRESETS["demo"]
-    alexnet_jax.fit(demo, data, config, "my_run")
+    config = dataclasses.replace(alexnet_jax.PRESETS["demo"], epochs=0.1)
+    alexnet_jax.fit(alexnet_jax.DEMO, alexnet_jax.open_dataset("shapes"), config, "my_run")
     found = run(ROOT / "docs" / "networks.md")
     assert found["probabilities"].shape == (1, 10)
     assert found["features"]["fc7:relu"].shape == (1, 1024)
-    assert found["rows"].shape == (20, 1024)
+    assert found["rows"].shape == (10, 1024)
 
 
 def test_the_code_on_speed_compiles(tmp_path, monkeypatch):
@@ -91,8 +89,8 @@ def test_the_flags_that_the_pages_name_exist():
     known: dict[str, set[str]] = {}
     for command in ("main", "prepare", "predict", "features", "weights"):
         options = importlib.import_module(f"alexnet_jax.{command}").Options
-        known[command] = {of.name for of in fields(options)} | {"help"}
-    known["main"] |= {of.name for of in fields(Config)}
+        known[command] = {of.name for of in dataclasses.fields(options)} | {"help"}
+    known["main"] |= {of.name for of in dataclasses.fields(Config)}
     shown = 0
     for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]:
         text = page.read_text()
@@ -118,4 +116,5 @@ def test_the_links_of_the_pages_lead_somewhere():
 
 
 if __name__ == "__main__":
+    datasets.builtin_shapes = functools.partial(datasets.builtin_shapes, 32, 10)
     run(Path(sys.argv[1]))

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from conftest import CROP, TINY
 
+from alexnet_jax import DEMO, open_dataset, summary
 from alexnet_jax.data import input_pipeline
-from alexnet_jax.data.datasets import open_dataset
-from alexnet_jax.paper import model
-from alexnet_jax.paper.architectures import DEMO
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import ablations
@@ -50,7 +48,7 @@ def test_each_variant_trains_and_differs_from_the_network_in_one_thing(prepared,
     for name, of in others.items():
         differs = [of.layers != DEMO, bool(of.config), not of.crops]
         assert sum(differs) == 1, name
-        assert model.summary(of.layers, 224)[-1].output_shape == (10,)
+        assert summary(of.layers, 224)[-1].output_shape == (10,)
 
 
 def test_colorfulness_against_known_kernels():

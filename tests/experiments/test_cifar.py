@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 from conftest import CROP, TINY
 
-from alexnet_jax import prepare
-from alexnet_jax.config import Config
+from alexnet_jax import Config, open_dataset, prepare
 from alexnet_jax.data import input_pipeline
-from alexnet_jax.data.datasets import open_dataset
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import cifar
@@ -60,8 +58,8 @@ def test_the_quick_result_is_reproduced(cifar10):
 
 
 def test_a_run_learns_and_is_looked_at_where_it_was_asked(prepared):
-    config = Config(dataset=str(prepared), crop_size=CROP, batch_size=12, learning_rate=0.002, color_scale=0.0)
-    run = training.Run(TINY, config)
+    config = Config(crop_size=CROP, batch_size=12, learning_rate=0.002, color_scale=0.0)
+    run = training.Run(TINY, config, open_dataset(str(prepared)))
     before = run.errors("train")
     looks = list(run.epochs(3, every=0.5))
     assert looks == pytest.approx([step * 12 / 50 for step in (2, 4, 6, 8, 10, 12)])

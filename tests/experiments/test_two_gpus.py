@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from conftest import CROP, TINY
 
-from alexnet_jax.paper import architectures, model
+from alexnet_jax import AlexNet, Conv, relu, summary, with_classes
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import two_gpus
@@ -16,9 +16,9 @@ import two_gpus
 # Layer 2 reads its own GPU's maps, layer 3 those of both, as conv2 and conv3 of the paper.
 LAYERS = (
     *TINY[:2],
-    architectures.Conv(8, 3, padding=1, std=0.1, then=(architectures.relu,)),
+    Conv(8, 3, padding=1, std=0.1, then=(relu,)),
     TINY[2],
-    architectures.with_classes(TINY, 4)[-1],
+    with_classes(TINY, 4)[-1],
 )
 TWO = jax.devices()[:2]
 
@@ -30,8 +30,8 @@ def test_two_devices_compute_what_one_does():
 
 
 def test_each_device_holds_half_of_every_parameter():
-    whole = sum(row.parameters for row in model.summary(LAYERS, CROP))
-    net, images = model.AlexNet(LAYERS), jnp.zeros((1, CROP, CROP, 3))
+    whole = sum(row.parameters for row in summary(LAYERS, CROP))
+    net, images = AlexNet(LAYERS), jnp.zeros((1, CROP, CROP, 3))
     params = jax.eval_shape(lambda: net.init(jax.random.key(0), images, train=False))["params"]
     halves = jax.tree.leaves(jax.eval_shape(two_gpus.split, params))
     assert all(half.shape[0] == 2 for half in halves)
@@ -40,7 +40,7 @@ def test_each_device_holds_half_of_every_parameter():
 
 def test_bytes_are_those_of_the_maps_exchanged_or_of_the_gradients():
     sent = two_gpus.exchanged(LAYERS, CROP, 4, TWO)
-    rows = {row.name: row for row in model.summary(LAYERS, CROP)}
+    rows = {row.name: row for row in summary(LAYERS, CROP)}
     maps = sum(rows[name].output_shape[-1] for name in ("fc4", "fc5"))
     for name in ("conv2", "conv3"):
         height, width, channels = rows[name].output_shape

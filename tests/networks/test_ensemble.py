@@ -144,11 +144,11 @@ def test_what_does_not_fit_is_refused(workdirs, tmp_path, other_dataset):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--mode=look"], "--mode=look: must be one of train, evaluate"),
+        (["--mode=look"], "--mode=look: must be train or evaluate"),
         (["--mode=evaluate", "--momentum=0.5"], "--momentum: not with --mode=evaluate"),
         (["--mode=evaluate", "--workdir=a.npz"], "--output=DIR is needed"),
         (["--mode=evaluate", "--workdir=a.safetensors"], "--output=DIR is needed"),
-        (["--mode=evaluate", "--views=3"], "--views=3: must be one of 1, 10"),
+        (["--mode=evaluate", "--views=3"], "--views=3: must be 1 or 10"),
         (["--mode=evaluate"], "nowhere: there is no run"),
     ],
 )

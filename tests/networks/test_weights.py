@@ -148,7 +148,7 @@ def test_the_classes_are_numbered_or_named_by_a_file(tmp_path, kind):
     [
         ({"output": "a.safetensors"}, "are needed"),
         ({"source": "run", "output": "a.pth"}, r"--output=a\.pth: must end in"),
-        ({"source": "run", "output": "a.jax", "views": 3}, "--views=3: must be one of 1, 10"),
+        ({"source": "run", "output": "a.jax", "views": 3}, "--views=3: must be 1 or 10"),
         ({"source": "run", "output": "a.jax", "pytorch": True}, r"--pytorch writes a \.safetensors"),
         ({"source": "run", "output": "a.safetensors", "views": 10}, "--views=10 is of a program"),
         ({"source": ".", "output": "a.safetensors", "mean": "m"}, r"--mean=m is for a \.caffemodel"),

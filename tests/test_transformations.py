@@ -1,0 +1,361 @@
+"""The formulas are right under every transformation of JAX, on two devices: the paper's network and that of 2012, narrow.
+
+Each must give what one device gives: to 1e-5 of the largest in float32, to 1e-12 in float64.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import without_compilation_cache
+from flax import nnx
+from flax.nnx import bridge
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax.config import PRESETS
+from alexnet_jax.device import onednn
+from alexnet_jax.device.tuned import tuned
+from alexnet_jax.paper.architectures import ARCHITECTURES
+from alexnet_jax.paper.model import AlexNet
+from alexnet_jax.paper.optim import configured_rule
+from alexnet_jax.paper.table import with_column
+from alexnet_jax.paper.train_state import init_state
+from alexnet_jax.paper.train_step import make_train_step, papers_augmentation
+
+DEVICES = jax.devices()[:2]
+SIZE, IMAGES, TRAINING_STEPS = 95, 4, 3
+FEATURES = (8, 16, 16, 16, 16, 32, 32, 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network, what it is asked, and what one device answers."""
+
+    net: AlexNet
+    params: Any
+    images: jax.Array
+    labels: jax.Array
+    tolerance: float
+
+    def forward(self, params, images):
+        return self.net.apply({"params": params}, images, train=False)
+
+    def loss(self, params, images, labels):
+        """With dropout."""
+        logits = self.net.apply({"params": params}, images, train=True, key=jax.random.key(3))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    @functools.cached_property
+    def gradient_of(self) -> Callable:
+        return jax.jit(jax.grad(self.loss))
+
+    @functools.cached_property
+    def logits(self):
+        return jax.jit(self.forward)(self.params, self.images)
+
+    @functools.cached_property
+    def gradients(self):
+        return self.gradient_of(self.params, self.images, self.labels)
+
+    @property
+    def along(self):
+        """A direction of the parameters, in which the loss changes."""
+        steps = [jax.random.normal(jax.random.key(number), of.shape, of.dtype) for number, of in enumerate(
+            jax.tree.leaves(self.params))]  # fmt: skip
+        length = {leaf.shape: 0.02 * jnp.abs(leaf).max() + 0.001 for leaf in jax.tree.leaves(self.params)}
+        random = jax.tree.unflatten(jax.tree.structure(self.params), steps)
+        return jax.tree.map(lambda step: length[step.shape] * step, random)
+
+    def close(self, found, expected, tolerance=None):
+        close(found, expected, tolerance or self.tolerance)
+
+
+def close(found, expected, tolerance):
+    """Each array to so much of the largest in it."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    paths, _ = jax.tree_util.tree_flatten_with_path(expected)
+    for one, (path, other) in zip(jax.tree.leaves(found), paths, strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        largest = np.abs(np.asarray(other)).max()
+        assert largest > 0
+        assert np.abs(np.asarray(one) - np.asarray(other)).max() / largest < tolerance, jax.tree_util.keystr(path)
+
+
+def table(name):
+    return with_column(ARCHITECTURES[name], features=FEATURES, std=(0.05,) * 8)
+
+
+@functools.cache
+def built(name: str, precision: str) -> Case:
+    dtype = jnp.dtype(precision)
+    net = AlexNet(table(name), dtype)
+    images = jnp.asarray(50 * np.random.default_rng(0).standard_normal((IMAGES, SIZE, SIZE, 3)), dtype)
+    params = jax.jit(lambda key: net.init(key, images[:1], train=False))(jax.random.key(1))["params"]
+    params = jax.tree.map(lambda of: of.astype(dtype), params)
+    labels = jnp.array([0, 1, 2, 3], jnp.int32)
+    return Case(net, params, images, labels, {"float32": 1e-5, "float64": 1e-12}[precision])
+
+
+NAMES, PRECISIONS = ("paper", "original"), ("float32", "float64")
+
+
+@pytest.fixture(params=[(name, precision) for name in NAMES for precision in PRECISIONS], ids="-".join)
+def case(request):
+    with jax.enable_x64(request.param[1] == "float64"):
+        yield built(*request.param)
+
+
+@pytest.fixture(params=NAMES)
+def double(request):
+    """In float64, for differences of near points."""
+    with jax.enable_x64(True):
+        yield built(request.param, "float64")
+
+
+def dot(one, other):
+    return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+def difference(function, case, step=1e-6):
+    """Of a function of the parameters: its derivative along `case.along`, by central differences."""
+    ahead, behind = (
+        function(jax.tree.map(lambda of, along: of + sign * step * along, case.params, case.along))
+        for sign in (1, -1)
+    )  # fmt: skip
+    return jax.tree.map(lambda one, other: (one - other) / (2 * step), ahead, behind)
+
+
+def test_gradients_are_those_of_differences(double):
+    value = jax.jit(double.loss)
+    found = difference(lambda params: value(params, double.images, double.labels), double)
+    assert float(dot(double.gradients, double.along)) == pytest.approx(float(found), rel=1e-7)
+
+
+def test_jvp(case):
+    along = case.gradients  # so that nothing cancels
+    found = jax.jit(
+        lambda params, along: jax.jvp(lambda of: case.loss(of, case.images, case.labels), (params,), (along,))
+    )
+    case.close(found(case.params, along)[1], dot(along, along))
+
+
+def test_jacfwd(case):
+    """Of the logits, by some of the biases: against jacrev."""
+
+    def logits(biases):
+        params = {layer: {**of, "bias": biases.get(layer, of["bias"])} for layer, of in case.params.items()}
+        return case.forward(params, case.images[:2])
+
+    biases = {layer: case.params[layer]["bias"] for layer in ("conv1", "conv4", "fc7")}
+    case.close(jax.jit(jax.jacfwd(logits))(biases), jax.jit(jax.jacrev(logits))(biases))
+
+
+def hessian_times(case, params, along):
+    """Forward over reverse."""
+    return jax.jvp(lambda of: jax.grad(case.loss)(of, case.images, case.labels), (params,), (along,))[1]
+
+
+def test_hessian_vector_product(case):
+    def reverse_over_reverse(params, along):
+        return jax.grad(lambda of: dot(jax.grad(case.loss)(of, case.images, case.labels), along))(params)
+
+    found = jax.jit(functools.partial(hessian_times, case))(case.params, case.along)
+    case.close(found, jax.jit(reverse_over_reverse)(case.params, case.along))
+
+
+def test_hessian_vector_products_are_those_of_differences(double):
+    found = jax.jit(functools.partial(hessian_times, double))(double.params, double.along)
+    expected = difference(lambda params: double.gradient_of(params, double.images, double.labels), double)
+    double.close(found, expected, 1e-6)
+
+
+def test_vmap_over_seeds(case):
+    def of_seed(key):
+        params = case.net.init(key, case.images[:1], train=False)["params"]
+        params = jax.tree.map(lambda of: of.astype(case.images.dtype), params)
+        return params, jax.value_and_grad(case.loss)(params, case.images, case.labels)
+
+    keys = jax.random.split(jax.random.key(7), 3)
+    params, (losses, gradients) = jax.jit(jax.vmap(of_seed))(keys)
+    assert len(np.unique(losses)) == 3
+    for seed in range(3):
+        own = jax.tree.map(lambda of, seed=seed: of[seed], (params, gradients))
+        case.close(own[1], case.gradient_of(own[0], case.images, case.labels))
+
+
+def test_remat(case):
+    gradients = jax.jit(jax.grad(jax.checkpoint(case.loss)))(case.params, case.images, case.labels)
+    case.close(gradients, case.gradients)
+
+
+@pytest.mark.parametrize("kind", [None, AxisType.Auto], ids=["Explicit", "Auto"])
+def test_jit_over_a_mesh(case, kind):
+    mesh = jax.make_mesh((2,), ("batch",), **({"axis_types": (kind,)} if kind else {}), devices=DEVICES)
+    assert mesh.axis_types == (kind or AxisType.Explicit,)
+    images, labels = jax.device_put((case.images, case.labels), NamedSharding(mesh, P("batch")))
+    params = jax.device_put(case.params, NamedSharding(mesh, P()))
+    logits = jax.jit(case.forward)(params, images)
+    assert [shard.data.shape for shard in logits.addressable_shards] == [(2, 10)] * 2  # divided to the end
+    case.close(logits, case.logits)
+    case.close(jax.jit(jax.grad(case.loss))(params, images, labels), case.gradients)
+
+
+def test_shard_map(case):
+    mesh = jax.make_mesh((2,), ("batch",), devices=DEVICES)
+    images = jax.device_put(case.images, NamedSharding(mesh, P("batch")))
+    params = jax.device_put(case.params, NamedSharding(mesh, P()))
+
+    def forward(params, images):
+        logits = case.forward(params, images)
+        return logits, lax.pmean(logits.mean(0), "batch")
+
+    mapped = jax.shard_map(forward, mesh=mesh, in_specs=(P(), P("batch")), out_specs=(P("batch"), P()))
+    case.close(jax.jit(mapped)(params, images), (case.logits, case.logits.mean(0)))
+
+
+def test_export(case):
+    """For any number of images."""
+    (n,) = jax.export.symbolic_shape("n")
+    params = jax.tree.map(lambda of: jax.ShapeDtypeStruct(of.shape, of.dtype), case.params)
+    images = jax.ShapeDtypeStruct((n, *case.images.shape[1:]), case.images.dtype)
+    written = jax.export.export(jax.jit(case.forward), platforms=["cpu", "cuda", "tpu"])(params, images).serialize()
+    read = jax.export.deserialize(written)
+    case.close(read.call(case.params, case.images), case.logits)
+    case.close(read.call(case.params, case.images[:3]), case.logits[:3])
+
+
+def test_nnx_bridge(case):
+    net = bridge.ToNNX(case.net, rngs=nnx.Rngs(0)).lazy_init(case.images[:1], train=False)
+    for layer, parts in case.params.items():
+        for part, value in parts.items():
+            assert getattr(net, layer)[part].shape == value.shape
+            getattr(net, layer)[part].set_value(value)
+    case.close(nnx.jit(lambda net, images: net(images, train=False))(net, case.images), case.logits)
+
+
+# The training step, with §4.1's augmentation and §5's rule as the presets have them.
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """state: the first one. batches: one a step, in one array each."""
+
+    make_step: Callable
+    state: Any
+    batches: Any
+    tolerance: float
+
+    @property
+    def each(self):
+        return [jax.tree.map(lambda of: of[number], self.batches) for number in range(TRAINING_STEPS)]
+
+    @functools.cached_property
+    def expected(self):
+        """On one device: the state after all steps, and what each has reported."""
+        return self.after(jax.jit(self.make_step()))
+
+    def after(self, step, put=lambda state: state, divide=lambda batch: batch):
+        state, reported = put(self.state), []
+        for batch in self.each:
+            state, metrics = step(state, divide(batch))
+            reported.append(metrics)
+        return jax.device_get((state, jax.tree.map(lambda *of: np.stack(of), *jax.device_get(reported))))
+
+    def equals_one_device(self, found):
+        (state, reported), (expected, expected_reports) = found, self.expected
+        close(state.params, expected.params, self.tolerance)
+        assert state.step == expected.step == TRAINING_STEPS
+        velocities = [
+            [of for of in jax.tree.leaves(opt_state) if of.ndim] for opt_state in (state.opt_state, expected.opt_state)
+        ]
+        close(*velocities, self.tolerance)
+        assert set(reported) == {"loss", "top1_error", "norm"}
+        for name, values in reported.items():
+            np.testing.assert_allclose(values, expected_reports[name], rtol=self.tolerance, err_msg=name)
+
+
+@functools.cache
+def trained(name: str, precision: str) -> Training:
+    case = built(name, precision)
+    rng = np.random.default_rng(1)
+    size = SIZE + 8
+    config = dataclasses.replace(PRESETS[name], crop_size=SIZE, learning_rate=0.001, crop_chunk=2)
+    mean_image, pca = jnp.full((size, size, 3), 120.0, jnp.float32), 10 * jnp.eye(3, dtype=jnp.float32)
+    optimizer = configured_rule(config, steps_per_epoch=10.0)
+    state = init_state(case.net, optimizer, image_size=SIZE, seed=1)
+    state = dataclasses.replace(state, params=case.params, opt_state=optimizer.init(case.params))
+    images = rng.integers(0, 256, (TRAINING_STEPS, IMAGES, size, size, 3), dtype=np.uint8)
+    labels = rng.integers(0, 10, (TRAINING_STEPS, IMAGES)).astype(np.int32)
+    make_step = functools.partial(
+        make_train_step, case.net, optimizer, papers_augmentation(config, mean_image, pca, 10.0), seed=1,
+        metrics={"norm": lambda seen: optax.global_norm(seen.gradients)},
+    )  # fmt: skip
+    return Training(make_step, state, (jnp.asarray(images), jnp.asarray(labels)), case.tolerance)
+
+
+@pytest.fixture
+def training(case, request):
+    return trained(*request.node.callspec.params["case"])
+
+
+def test_the_first_steps_change_something(training):
+    state, reported = training.expected
+    moved = jax.tree.map(lambda now, before: np.abs(now - before).max(), state.params, training.state.params)
+    assert min(jax.tree.leaves(moved)) > 1e-6
+    assert len(np.unique(reported["loss"])) == TRAINING_STEPS
+
+
+def test_scan_over_training_steps(training):
+    training.equals_one_device(jax.device_get(jax.jit(lambda *of: lax.scan(training.make_step(), *of))(
+        training.state, training.batches)))  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [None, AxisType.Auto], ids=["Explicit", "Auto"])
+def test_training_steps_under_jit_over_a_mesh(training, kind):
+    mesh = jax.make_mesh((2,), ("batch",), **({"axis_types": (kind,)} if kind else {}), devices=DEVICES)
+    put = functools.partial(jax.device_put, device=NamedSharding(mesh, P()))
+    divide = functools.partial(jax.device_put, device=NamedSharding(mesh, P("batch")))
+    training.equals_one_device(training.after(jax.jit(training.make_step()), put, divide))
+
+
+def test_training_steps_under_pmap(training):
+    step = jax.pmap(training.make_step(axis_name="batch"), "batch", in_axes=(None, 0), out_axes=None, devices=DEVICES)
+    divided = functools.partial(jax.tree.map, lambda of: of.reshape(2, -1, *of.shape[1:]))
+    training.equals_one_device(training.after(step, divide=divided))
+
+
+def test_training_steps_under_shard_map(training):
+    mesh = jax.make_mesh((2,), ("batch",), devices=DEVICES)
+    put = functools.partial(jax.device_put, device=NamedSharding(mesh, P()))
+    divide = functools.partial(jax.device_put, device=NamedSharding(mesh, P("batch")))
+    step = training.make_step(axis_name="batch")
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P())
+    training.equals_one_device(training.after(jax.jit(mapped), put, divide))
+
+
+# The fast forms.
+
+
+@pytest.mark.parametrize("convolution", ["XLA", "oneDNN"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_tuned_table_is_the_plain_one(name, convolution):
+    case = built(name, "float32")
+    logits, gradients = case.logits, case.gradients
+    with without_compilation_cache() if convolution == "oneDNN" else contextlib.nullcontext():
+        if convolution == "oneDNN" and onednn.missing():
+            pytest.skip(onednn.missing())
+        fast = dataclasses.replace(case, net=case.net.clone(layers=tuned(table(name), DEVICES)))
+        program = jax.jit(fast.forward).lower(case.params, case.images).as_text()
+        assert ("onednn" in program) == (convolution == "oneDNN")
+        case.close(fast.logits, logits, 1e-6)
+        case.close(fast.gradients, gradients, 1e-5)
