@@ -13,15 +13,15 @@ work; the command without them then writes the log.
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
-import jax
+import numpy as np
 from record import save
 from specialisation import colorfulness
-from training import Run, centers, parsed, remembered
+from training import centers, errors_of, parsed, remembered
 
-from alexnet_jax import DEMO, Config, dropout, with_classes, with_steps
-from alexnet_jax.data.datasets import open_dataset
+from alexnet_jax import DEMO, Config, dropout, fit, load, open_dataset, with_classes, with_steps
 from alexnet_jax.paper.architectures import no_normalization, non_overlapping_pooling, one_gpu
 from alexnet_jax.paper.table import Layers
 
@@ -52,25 +52,25 @@ VARIANTS = {
 }
 
 
-def trained(name: str, dataset: str, seed: int, epochs: float = EPOCHS) -> dict[str, Any]:
+def trained(name: str, dataset: str, seed: int, epochs: float, folder: Path) -> dict[str, Any]:
     """The errors at the end, and the colourfulness of the first layer's kernels."""
     variant, data = VARIANTS[name], open_dataset(dataset)
+    data = data if variant.crops else centers(CROP, data)
     drops = tuple(drop * epochs / EPOCHS for drop in DROPS)
     config = Config(
-        crop_size=CROP, batch_size=32, learning_rate=0.01, learning_rate_drops=drops, seed=seed,
-        **variant.config,
+        cache="device", crop_size=CROP, batch_size=32, epochs=epochs, learning_rate=0.01, learning_rate_drops=drops,
+        seed=seed, **variant.config,
     )  # fmt: skip
-    layers = with_classes(variant.layers, len(data.class_names))
-    run = Run(layers, config, data if variant.crops else centers(CROP, data))
-    list(run.epochs(epochs, every=epochs))
-    training, validation = run.errors("train"), run.errors("validation")
+    validation = fit(with_classes(variant.layers, len(data.class_names)), data, config, folder)
+    network = load(folder)
+    training = errors_of(network, data, "train")
     print(f"{name}, seed {seed}: error {validation.top1_error:.1%}, training {training.top1_error:.1%}", flush=True)
     return {
         "top1_error": validation.top1_error,
         "top5_error": validation.top5_error,
         "nll": validation.nll,
         "training_error": training.top1_error,
-        "colorfulness": colorfulness(jax.device_get(run.state.params)["conv1"]["kernel"]),
+        "colorfulness": colorfulness(np.asarray(network.params["conv1"]["kernel"])),
     }
 
 
@@ -80,7 +80,8 @@ def main() -> None:
     for seed in arguments.seeds:
         for name, of in results.items():
             file = arguments.workdir / f"{name}_{seed}_{arguments.epochs:g}.json"
-            compute = functools.partial(trained, name, arguments.dataset, seed, arguments.epochs)
+            folder = file.with_suffix("")
+            compute = functools.partial(trained, name, arguments.dataset, seed, arguments.epochs, folder)
             of.append(remembered(file, arguments.dataset, compute))
     if len(results) == len(VARIANTS):
         save("ablations", epochs=arguments.epochs, seeds=arguments.seeds, results=results)

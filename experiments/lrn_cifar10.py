@@ -17,15 +17,19 @@ writes the log.
 --quick trains without and with normalisation for 100 steps, and says whether the errors are those kept in results/.
 """
 
+import dataclasses
 import functools
+import tempfile
+from pathlib import Path
 from typing import Any
 
-from cifar import CONV_LOCAL, CONV_LOCAL_11, check_quick, error_after, with_normalization
+from cifar import CONV_LOCAL, CONV_LOCAL_11, check_quick, with_normalization
 from record import save
-from training import Run, parsed, remembered
+from training import errors_of, parsed, remembered
 
-from alexnet_jax import Config, by_parameter, open_dataset, papers_rule
+from alexnet_jax import Config, Dataset, Errors, by_parameter, fit, load, open_dataset, papers_rule
 from alexnet_jax.paper.optim import learning_rates
+from alexnet_jax.runs.log import METRICS, read_metrics
 
 DECAYS = {"kernel": 0.0, "bias": 0.0, "local3/kernel": 0.004, "local4/kernel": 0.004, "fc5/kernel": 0.004}
 NETWORKS = {
@@ -33,46 +37,51 @@ NETWORKS = {
     "with normalisation alone": (with_normalization(CONV_LOCAL), DECAYS),
     "11 % network": (CONV_LOCAL_11, {**DECAYS, "fc5/kernel": 0.01}),
 }
+CONFIG = Config(
+    cache="device", crop_size=24, crop_to_edge=True, center_mean=True, color_scale=0.0, learning_rate=0.001,
+    bias_learning_rate=0.002,
+)  # fmt: skip
 EPOCHS = 450.0
 
 
-def start(network: str, dataset: str, seed: int, drops: tuple[float, ...]) -> Run:
+def fitted(network: str, data: Dataset, config: Config, folder: Path) -> Errors:
+    """Trains it by the paper's rule, with a decay for each layer."""
     layers, decays = NETWORKS[network]
-    config = Config(
-        crop_size=24, crop_to_edge=True, center_mean=True, color_scale=0.0, seed=seed,
-        learning_rate=0.001, learning_rate_drops=drops, bias_learning_rate=0.002, bias_learning_rate_drops=drops,
-    )  # fmt: skip
-    data = open_dataset(dataset)
     rates = learning_rates(config, len(data.splits["train"]) / config.batch_size)
     rules = {
-        name: papers_rule(rates.get(name, rates[name.rpartition("/")[2]]), config.momentum, decay)
-        for name, decay in decays.items()
+        name: papers_rule(rates[name.rpartition("/")[2]], config.momentum, decay) for name, decay in decays.items()
     }
-    return Run(layers, config, data, by_parameter(rules))
+    return fit(layers, data, config, folder, optimizer=by_parameter(rules))
 
 
-def trained(network: str, dataset: str, seed: int, epochs: float) -> dict[str, Any]:
+def trained(network: str, dataset: str, seed: int, epochs: float, folder: Path) -> dict[str, Any]:
     """The errors at the end, and of the centre view on the way."""
-    last = max(1.0, 10 * epochs / EPOCHS)
-    run = start(network, dataset, seed, (epochs - 2 * last, epochs - last))
-    curve = []
-    for epoch in run.epochs(epochs, every=max(1.0, epochs / 40)):
-        curve.append([epoch, run.errors("validation").top1_error])
-        print(f"{network}, seed {seed}, epoch {epoch:.1f}: test error {curve[-1][1]:.2%}, one view", flush=True)
+    last, every = max(1.0, 10 * epochs / EPOCHS), f"{max(1.0, epochs / 40)}epochs"
+    drops = (epochs - 2 * last, epochs - last)
+    config = dataclasses.replace(
+        CONFIG, seed=seed, epochs=epochs, learning_rate_drops=drops, bias_learning_rate_drops=drops,
+        evaluate_every=every, checkpoint_every=every,
+    )  # fmt: skip
+    data = open_dataset(dataset)
+    errors = fitted(network, data, config, folder)
+    lines, found = read_metrics(folder / METRICS), load(folder)
     return {
-        "curve": curve,
-        "top1_error": run.errors("validation").top1_error,
-        "ten_views_top1_error": run.errors("validation", views=10).top1_error,
-        "training_error": run.errors("train").top1_error,
+        "curve": [[line["epoch"], line["top1_error"]] for line in lines if line["split"] == "validation"],
+        "top1_error": errors.top1_error,
+        "ten_views_top1_error": errors_of(found, data, "validation", views=10).top1_error,
+        "training_error": errors_of(found, data, "train").top1_error,
     }
 
 
 def quick(dataset: str) -> dict[str, float]:
     """The test error, one view, after 100 steps."""
-    return {
-        network: error_after(start(network, dataset, seed=0, drops=()), 100, "validation")
-        for network in ("13 % network", "with normalisation alone")
-    }
+    data = open_dataset(dataset)
+    config = dataclasses.replace(CONFIG, epochs=100 * CONFIG.batch_size / len(data.splits["train"]))
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            network: fitted(network, data, config, Path(folder, network)).top1_error
+            for network in ("13 % network", "with normalisation alone")
+        }
 
 
 def main() -> None:
@@ -83,13 +92,9 @@ def main() -> None:
     for seed in arguments.seeds:
         for network, of in results.items():
             file = arguments.workdir / f"{network}_{seed}_{arguments.epochs:g}.json"
-            of.append(
-                remembered(
-                    file,
-                    arguments.dataset,
-                    functools.partial(trained, network, arguments.dataset, seed, arguments.epochs),
-                )
-            )
+            folder = file.with_suffix("")
+            compute = functools.partial(trained, network, arguments.dataset, seed, arguments.epochs, folder)
+            of.append(remembered(file, arguments.dataset, compute))
     if len(results) == len(NETWORKS):
         save(f"lrn_cifar10_{arguments.epochs:g}_epochs", epochs=arguments.epochs, results=results)
 

@@ -1,4 +1,4 @@
-"""Training that is watched from outside, and the parts that the experiments on it share."""
+"""What the experiments on training share: parts of data sets, a loop to look into, errors, the command line."""
 
 import argparse
 import dataclasses
@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from record import circumstances
 
 from alexnet_jax import (
@@ -20,6 +19,7 @@ from alexnet_jax import (
     Config,
     Dataset,
     Errors,
+    Trained,
     TrainState,
     init_state,
     make_train_step,
@@ -33,6 +33,7 @@ from alexnet_jax.data.shards import Records
 from alexnet_jax.device import parallel
 from alexnet_jax.device.xla import kept
 from alexnet_jax.files import write_whole
+from alexnet_jax.networks.ensemble import answers_of, outcomes
 from alexnet_jax.paper.evaluate import evaluate, make_evaluation_step, make_logits
 from alexnet_jax.paper.optim import configured_rule
 from alexnet_jax.paper.table import Layers
@@ -92,16 +93,12 @@ def centers(size: int, dataset: Dataset) -> Dataset:
 
 
 def configured_step(
-    layers: Layers,
-    config: Config,
-    dataset: Dataset,
-    devices: Sequence[jax.Device],
-    optimizer: optax.GradientTransformation | None = None,
+    layers: Layers, config: Config, dataset: Dataset, devices: Sequence[jax.Device]
 ) -> tuple[Callable, TrainState]:
     """The step of `fit`, to be compiled, and the state before the first one, on the devices."""
     steps_per_epoch = len(dataset.splits["train"]) / config.batch_size
     net = AlexNet(tuned(layers, devices), jnp.dtype(config.precision))
-    optimizer = optimizer or configured_rule(config, steps_per_epoch)
+    optimizer = configured_rule(config, steps_per_epoch)
     mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
     pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
     augment = kept(papers_augmentation(config, mean_image, pca, steps_per_epoch), devices)
@@ -111,22 +108,13 @@ def configured_step(
 
 
 class Run:
-    """One training run, a step at a time, on the images as they lie on the device; to be looked at in between.
+    """What `fit` trains, in a loop to look into: at the errors on several splits, and to stop before the end."""
 
-    optimizer: instead of the config's rule.
-    """
-
-    def __init__(
-        self,
-        layers: Layers,
-        config: Config,
-        dataset: Dataset,
-        optimizer: optax.GradientTransformation | None = None,
-    ):
+    def __init__(self, layers: Layers, config: Config, dataset: Dataset):
         self.config, self.dataset = dataclasses.replace(config, cache="device"), dataset
         self.steps_per_epoch = len(dataset.splits["train"]) / config.batch_size
         self.devices = parallel.all_devices()
-        self._step, self.state = configured_step(layers, config, dataset, self.devices, optimizer)
+        self._step, self.state = configured_step(layers, config, dataset, self.devices)
         self._net = AlexNet(tuned(layers, self.devices), jnp.dtype(config.precision))
         self._evaluation: dict[str, Any] = {}
 
@@ -143,20 +131,24 @@ class Run:
             if step in looks:
                 yield step / self.steps_per_epoch
 
-    def errors(self, split: str, views: int = 1) -> Errors:
+    def errors(self, split: str) -> Errors:
         """Of the network as it is now, over a whole split."""
-        kind = f"{split}, {views}"
-        if kind not in self._evaluation:  # the images stay on the devices
+        if split not in self._evaluation:  # the images stay on the devices
             batches = input_pipeline.evaluation_batches(self.dataset, split, batch_size=256)
             mean_image = jnp.asarray(self.dataset.statistics.mean_image, jnp.float32)
-            logits = make_logits(
-                self._net.apply, mean_image, self.config.crop_size, views=views, center_mean=self.config.center_mean
-            )
+            logits = make_logits(self._net.apply, mean_image, self.config.crop_size)
             axis = parallel.axis_of(self.devices)
             step = parallel.pmap_step(make_evaluation_step(logits, axis_name=axis), self.devices)
-            self._evaluation[kind] = step, [parallel.shard(batch, self.devices) for batch in batches]
-        step, batches = self._evaluation[kind]
+            self._evaluation[split] = step, [parallel.shard(batch, self.devices) for batch in batches]
+        step, batches = self._evaluation[split]
         return evaluate(step, self.state.params, batches, len(self.dataset.splits[split]))[0]
+
+
+def errors_of(network: Trained, dataset: Dataset, split: str, views: int = 1) -> Errors:
+    """Of a network that `fit` has left, over a whole split."""
+    answers = answers_of(network, dataset, split, views=views, batch_size=256)
+    means = {name: float(of_images.mean()) for name, of_images in outcomes(answers).items()}
+    return Errors(**means, examples=len(answers.labels))
 
 
 def smoothed(errors: list[float]) -> list[float]:

@@ -57,6 +57,14 @@ def without_compilation_cache():
         compilation_cache.reset_cache()
 
 
+@pytest.fixture(scope="module")
+def quickly_compiled():
+    """In a third of the time, with hardly any optimisation: where a test is of what is done with programs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def small_config(**changes) -> Config:
     """For TINY on `prepared`, whose epoch then has 3.125 steps."""
     return Config(**{"crop_size": CROP, "batch_size": 16, "epochs": 4.0, "learning_rate": 0.002, **changes})

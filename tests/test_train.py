@@ -35,6 +35,7 @@ from alexnet_jax.runs import checkpoint
 from alexnet_jax.runs import log as runlog
 from alexnet_jax.train import Metrics
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 ONE, TWO = jax.devices()[:1], jax.devices()[:2]
 CONFIG = small_config(learning_rate_drops=(3.0,), log_every=2)
 

@@ -1,4 +1,4 @@
-"""The formulas are right under every transformation of JAX, on two devices: the paper's network and that of 2012, narrow.
+"""The formulas are right under every transformation of JAX, on two devices: of the paper's network and that of 2012.
 
 Each must give what one device gives: to 1e-5 of the largest in float32, to 1e-12 in float64.
 """
@@ -70,11 +70,8 @@ class Case:
     @property
     def along(self):
         """A direction of the parameters, in which the loss changes."""
-        steps = [jax.random.normal(jax.random.key(number), of.shape, of.dtype) for number, of in enumerate(
-            jax.tree.leaves(self.params))]  # fmt: skip
-        length = {leaf.shape: 0.02 * jnp.abs(leaf).max() + 0.001 for leaf in jax.tree.leaves(self.params)}
-        random = jax.tree.unflatten(jax.tree.structure(self.params), steps)
-        return jax.tree.map(lambda step: length[step.shape] * step, random)
+        random = np.random.default_rng(2)
+        return jax.tree.map(lambda of: jnp.asarray(0.01 * random.standard_normal(of.shape), of.dtype), self.params)
 
     def close(self, found, expected, tolerance=None):
         close(found, expected, tolerance or self.tolerance)
@@ -106,16 +103,21 @@ def built(name: str, precision: str) -> Case:
     return Case(net, params, images, labels, {"float32": 1e-5, "float64": 1e-12}[precision])
 
 
-NAMES, PRECISIONS = ("paper", "original"), ("float32", "float64")
-
-
-@pytest.fixture(params=[(name, precision) for name in NAMES for precision in PRECISIONS], ids="-".join)
+@pytest.fixture(
+    params=[
+        ("paper", "float32"),
+        ("original", "float64"),
+        pytest.param(("paper", "float64"), marks=pytest.mark.slow),
+        pytest.param(("original", "float32"), marks=pytest.mark.slow),
+    ],
+    ids="-".join,
+)
 def case(request):
     with jax.enable_x64(request.param[1] == "float64"):
         yield built(*request.param)
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=[pytest.param("paper", marks=pytest.mark.slow), "original"])
 def double(request):
     """In float64, for differences of near points."""
     with jax.enable_x64(True):
@@ -128,11 +130,11 @@ def dot(one, other):
 
 def difference(function, case, step=1e-6):
     """Of a function of the parameters: its derivative along `case.along`, by central differences."""
-    ahead, behind = (
-        function(jax.tree.map(lambda of, along: of + sign * step * along, case.params, case.along))
-        for sign in (1, -1)
-    )  # fmt: skip
-    return jax.tree.map(lambda one, other: (one - other) / (2 * step), ahead, behind)
+
+    def at(distance):
+        return function(jax.tree.map(lambda of, along: of + distance * along, case.params, case.along))
+
+    return jax.tree.map(lambda ahead, behind: (ahead - behind) / (2 * step), at(step), at(-step))
 
 
 def test_gradients_are_those_of_differences(double):
@@ -257,7 +259,7 @@ class Training:
 
     @property
     def each(self):
-        return [jax.tree.map(lambda of: of[number], self.batches) for number in range(TRAINING_STEPS)]
+        return list(zip(*self.batches, strict=True))
 
     @functools.cached_property
     def expected(self):
@@ -289,7 +291,7 @@ def trained(name: str, precision: str) -> Training:
     case = built(name, precision)
     rng = np.random.default_rng(1)
     size = SIZE + 8
-    config = dataclasses.replace(PRESETS[name], crop_size=SIZE, learning_rate=0.001, crop_chunk=2)
+    config = dataclasses.replace(PRESETS[name], crop_size=SIZE, crop_chunk=2)
     mean_image, pca = jnp.full((size, size, 3), 120.0, jnp.float32), 10 * jnp.eye(3, dtype=jnp.float32)
     optimizer = configured_rule(config, steps_per_epoch=10.0)
     state = init_state(case.net, optimizer, image_size=SIZE, seed=1)
@@ -298,7 +300,7 @@ def trained(name: str, precision: str) -> Training:
     labels = rng.integers(0, 10, (TRAINING_STEPS, IMAGES)).astype(np.int32)
     make_step = functools.partial(
         make_train_step, case.net, optimizer, papers_augmentation(config, mean_image, pca, 10.0), seed=1,
-        metrics={"norm": lambda seen: optax.global_norm(seen.gradients)},
+        metrics={"norm": lambda seen: jnp.sqrt(dot(seen.gradients, seen.gradients))},
     )  # fmt: skip
     return Training(make_step, state, (jnp.asarray(images), jnp.asarray(labels)), case.tolerance)
 
@@ -311,13 +313,13 @@ def training(case, request):
 def test_the_first_steps_change_something(training):
     state, reported = training.expected
     moved = jax.tree.map(lambda now, before: np.abs(now - before).max(), state.params, training.state.params)
-    assert min(jax.tree.leaves(moved)) > 1e-6
+    assert min(jax.tree.leaves(moved)) > 0
     assert len(np.unique(reported["loss"])) == TRAINING_STEPS
 
 
 def test_scan_over_training_steps(training):
-    training.equals_one_device(jax.device_get(jax.jit(lambda *of: lax.scan(training.make_step(), *of))(
-        training.state, training.batches)))  # fmt: skip
+    scanned = jax.jit(lambda state, batches: lax.scan(training.make_step(), state, batches))
+    training.equals_one_device(jax.device_get(scanned(training.state, training.batches)))
 
 
 @pytest.mark.parametrize("kind", [None, AxisType.Auto], ids=["Explicit", "Auto"])
@@ -347,7 +349,7 @@ def test_training_steps_under_shard_map(training):
 
 
 @pytest.mark.parametrize("convolution", ["XLA", "oneDNN"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["paper", "original"])
 def test_the_tuned_table_is_the_plain_one(name, convolution):
     case = built(name, "float32")
     logits, gradients = case.logits, case.gradients

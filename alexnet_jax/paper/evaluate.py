@@ -71,7 +71,7 @@ def make_logits(
     """The function (params, images) → logits; of ten views the logarithm of their averaged softmax outputs.
 
     views: 1, the centre of each image, or 10, §4.1's ten. Raises ValueError for another number.
-    center_mean: as in `augment.training_views`; the centre is the same with and without.
+    center_mean: as in `augment.training_views`; it makes a difference to ten views only.
     """
     if views not in (1, 10):
         raise ValueError(f"{views} views: there are 1 and 10")

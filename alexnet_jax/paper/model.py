@@ -69,7 +69,7 @@ class AlexNet(nn.Module):
 
 
 @contextlib.contextmanager
-def _naming(name: str, shape: tuple[int, ...]) -> Iterator[None]:
+def _naming(name: str, shape: tuple[Any, ...]) -> Iterator[None]:
     try:
         yield
     except (OverflowError, TypeError, ValueError, ZeroDivisionError) as error:

@@ -87,7 +87,8 @@ class Layer:
     """What the kinds of layers have in common. std: of the initial weights, N(0, std²). bias: initial value of each.
 
     Given functions, or `functools.partial` of them, `then` holds `Step`s. `operation` and `add_bias` compute the layer;
-    they are not written down, and `device.tuned` puts faster ones in their places.
+    they are not written down, and `device.tuned` puts faster ones in their places. The first number of an
+    `input_shape`, that of the images, may be a symbol of `jax.export`.
     """
 
     features: int
@@ -113,11 +114,11 @@ class Conv(Layer):
     operation: Callable = dataclasses.field(default=conv2d, repr=False)
     add_bias: Callable = dataclasses.field(default=add_bias, repr=False)
 
-    def kernel_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    def kernel_shape(self, input_shape: tuple[Any, ...]) -> tuple[int, ...]:
         """(window, window, input channels / groups, features), for an input (batch, height, width, channels)."""
         return (self.window, self.window, input_shape[-1] // self.groups, self.features)
 
-    def bias_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    def bias_shape(self, input_shape: tuple[Any, ...]) -> tuple[int, ...]:
         """(features,)."""
         return (self.features,)
 
@@ -141,7 +142,7 @@ class Local(Layer):
     operation: Callable = dataclasses.field(default=locally_connected, repr=False)
     add_bias: Callable = dataclasses.field(default=add_bias, repr=False)
 
-    def kernel_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    def kernel_shape(self, input_shape: tuple[Any, ...]) -> tuple[int, ...]:
         """(height, width, window, window, input channels, features), for an input (batch, height, width, channels).
 
         Raises ValueError where the window does not fit.
@@ -151,7 +152,7 @@ class Local(Layer):
             raise ValueError(f"its window of {self.window} does not fit")
         return (*places, self.window, self.window, input_shape[-1], self.features)
 
-    def bias_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    def bias_shape(self, input_shape: tuple[Any, ...]) -> tuple[int, ...]:
         """(height, width, features)."""
         return (*self.kernel_shape(input_shape)[:2], self.features)
 
@@ -170,11 +171,11 @@ class Dense(Layer):
     operation: Callable = dataclasses.field(default=dense, repr=False)
     add_bias: Callable = dataclasses.field(default=add_bias, repr=False)
 
-    def kernel_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    def kernel_shape(self, input_shape: tuple[Any, ...]) -> tuple[int, ...]:
         """(height × width × channels, features), for an input (batch, height, width, channels) or (batch, channels)."""
         return (math.prod(input_shape[1:]), self.features)
 
-    def bias_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    def bias_shape(self, input_shape: tuple[Any, ...]) -> tuple[int, ...]:
         """(features,)."""
         return (self.features,)
 

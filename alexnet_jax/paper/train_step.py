@@ -94,7 +94,9 @@ def make_train_step(
     def train_step(state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, Array]]:
         images, labels = map(jnp.asarray, batch)
         first = 0 if axis_name is None else lax.axis_index(axis_name) * len(images)
-        draws = Draws(jax.random.fold_in(random_key, state.step), first + jnp.arange(len(images)), state.step)
+        places = first + jnp.arange(len(images), dtype=jnp.int32)
+        places += jnp.zeros_like(labels, jnp.int32)  # so that, on an explicit mesh, they are divided as the labels are
+        draws = Draws(jax.random.fold_in(random_key, state.step), places, state.step)
         views, dropout_keys = augment(draws, images), draws.dropout_keys()
 
         def loss(params: PyTree) -> tuple[Array, Array]:
@@ -108,7 +110,8 @@ def make_train_step(
         gradients, value = mean((gradients, value))
         seen = Seen(state.params, gradients, logits, labels)
         more = {name: metric(seen) for name, metric in (metrics or {}).items()}
-        found = {"loss": value, **mean({"top1_error": jnp.mean(logits.argmax(-1) != labels), **more})}
+        wrong = logits.argmax(-1).astype(labels.dtype) != labels
+        found = {"loss": value, **mean({"top1_error": jnp.mean(wrong), **more})}
         updates, opt_state = update(gradients, state.opt_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), found

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
@@ -158,7 +159,7 @@ class Checkpoints:
 
     def _item(self, step: int, name: str, like: PyTree, layers: Written | None = None) -> PyTree:
         folder = self._folder / str(step)
-        like = _empty(like)
+        wanted, like = like, _empty(like)
         with _as_damaged():
             metadata = self._handlers[name].metadata(folder.absolute() / name)
             saved = dict(metadata.custom_metadata)
@@ -169,7 +170,7 @@ class Checkpoints:
             found = self._manager.restore(step, args=args)[name]
         if saved.get("crc32") != _digest(found)["crc32"]:  # TensorStore does not notice a changed byte
             raise Damaged("its numbers are not those that were saved")
-        return found
+        return jax.tree.map(_as_keys, wanted, found)
 
     def _params_of_version_01(self, step: int, like: PyTree) -> PyTree:
         like, folder = {"params": _empty(like)}, self._folder / str(step)
@@ -191,7 +192,20 @@ class Checkpoints:
 
 
 def _on_host(state: PyTree) -> PyTree:
-    return jax.tree.map(np.asarray, jax.device_get(state))
+    return jax.tree.map(np.asarray, jax.device_get(jax.tree.map(_numbers, state)))
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _numbers(leaf: Any) -> Any:
+    """What is saved of a leaf: of JAX's keys, which some optimizers have, their numbers."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _as_keys(wanted: Any, found: Any) -> Any:
+    return jax.random.wrap_key_data(found, impl=jax.random.key_impl(wanted)) if _is_key(wanted) else found
 
 
 def _digest(state: PyTree) -> dict[str, str]:
@@ -203,7 +217,8 @@ def _digest(state: PyTree) -> dict[str, str]:
 
 def _empty(like: PyTree) -> PyTree:
     """Arrays of these shapes and types, whose memory nobody touches."""
-    return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    shapes = jax.eval_shape(lambda tree: jax.tree.map(_numbers, tree), like)
+    return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
 
 
 def _compare(folder: Path, name: str, found: PyTree, like: PyTree) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class StepMetrics:
     sums: since the last line of the log, each with its number of steps. losses: not known to be finite yet.
     """
 
-    def __init__(self, sums: Mapping[str, tuple[float, int]] | None = None):
+    def __init__(self, sums: Mapping[str, Sequence[float]] | None = None):
         self.sums = {name: (float(total), int(steps)) for name, (total, steps) in (sums or {}).items()}
         self.losses: list[float] = []
         self._pending: list[Mapping[str, Any]] = []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import CROP, TINY
 
-from alexnet_jax import DEMO, open_dataset, summary
+from alexnet_jax import DEMO, fit, open_dataset, summary
 from alexnet_jax.data import input_pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
@@ -29,18 +29,19 @@ def test_the_centers_of_a_data_set(prepared):
 
 
 @pytest.mark.slow
-def test_each_variant_trains_and_differs_from_the_network_in_one_thing(prepared, monkeypatch):
+def test_each_variant_trains_and_differs_from_the_network_in_one_thing(prepared, monkeypatch, tmp_path):
     ran = {}
 
-    def run(layers, config, dataset):
+    def tiny_fit(layers, dataset, config, workdir):
         ran[name] = layers, dataclasses.asdict(config), dataset.size
-        return training.Run(TINY, dataclasses.replace(config, crop_size=CROP, batch_size=20), dataset=dataset)
+        return fit(TINY, dataset, dataclasses.replace(config, batch_size=20), workdir)
 
-    monkeypatch.setattr(ablations, "Run", run)
+    monkeypatch.setattr(ablations, "fit", tiny_fit)
     monkeypatch.setattr(ablations, "CROP", CROP)
     for name in ("demo", "no crops"):
-        found = ablations.trained(name, str(prepared), seed=0, epochs=1.0)
+        found = ablations.trained(name, str(prepared), seed=0, epochs=1.0, folder=tmp_path / name)
         assert 0 <= found["top1_error"] <= 1
+        assert 0 <= found["training_error"] <= 1
         assert len(found["colorfulness"]) == TINY[0].features
     assert ran["demo"][:2] == ran["no crops"][:2]
     assert (ran["demo"][2], ran["no crops"][2]) == (open_dataset(str(prepared)).size, CROP)

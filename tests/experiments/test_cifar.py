@@ -1,5 +1,6 @@
 """The experiments on CIFAR-10: its images, where they are at hand, and the loop that watches training."""
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import CROP, TINY
 
-from alexnet_jax import Config, open_dataset, prepare
+from alexnet_jax import Config, fit, load, open_dataset, prepare
 from alexnet_jax.data import input_pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
@@ -65,7 +66,48 @@ def test_a_run_learns_and_is_looked_at_where_it_was_asked(prepared):
     assert looks == pytest.approx([step * 12 / 50 for step in (2, 4, 6, 8, 10, 12)])
     assert int(jax.device_get(run.state.step)) == 12
     assert run.errors("train").nll < before.nll
-    assert run.errors("validation", views=10).examples == 23
+    assert run.errors("validation").examples == 23
+
+
+def test_a_run_is_the_one_of_fit(prepared, tmp_path):
+    config = Config(crop_size=CROP, batch_size=12, learning_rate=0.002, epochs=2.0, seed=3)
+    dataset = open_dataset(str(prepared))
+    run = training.Run(TINY, config, dataset)
+    list(run.epochs(2, every=2))
+    errors = fit(TINY, dataset, config, tmp_path)
+    network = load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state.params), jax.device_get(network.params))
+    assert run.errors("validation") == pytest.approx(errors)
+    assert training.errors_of(network, dataset, "validation") == pytest.approx(errors)
+    assert training.errors_of(network, dataset, "train", views=10).examples == 50
+
+
+def test_each_layer_has_its_own_decay(prepared, monkeypatch, tmp_path):
+    decays = {"kernel": 0.0, "bias": 0.0, "fc3/kernel": 0.004}
+    config = Config(crop_size=CROP, batch_size=12, epochs=12 / 50, bias_learning_rate=0.02)  # one step
+    params = []
+    for decayed in (decays, {**decays, "fc3/kernel": 0.0}):
+        monkeypatch.setitem(lrn_cifar10.NETWORKS, "tiny", (TINY, decayed))
+        folder = tmp_path / str(len(params))
+        lrn_cifar10.fitted("tiny", open_dataset(str(prepared)), config, folder)
+        params.append(load(folder).params)
+    differs = {
+        f"{layer}/{kind}"
+        for layer, of in params[0].items()
+        for kind, array in of.items()
+        if not np.array_equal(array, params[1][layer][kind])
+    }
+    assert differs == {"fc3/kernel"}
+
+
+def test_what_lrn_cifar10_keeps_of_a_training(prepared, monkeypatch, tmp_path):
+    monkeypatch.setitem(lrn_cifar10.NETWORKS, "tiny", (TINY, {"kernel": 0.0, "bias": 0.0}))
+    config = dataclasses.replace(lrn_cifar10.CONFIG, crop_size=CROP, batch_size=12)
+    monkeypatch.setattr(lrn_cifar10, "CONFIG", config)
+    found = lrn_cifar10.trained("tiny", str(prepared), seed=0, epochs=3.0, folder=tmp_path / "run")
+    assert [epoch for epoch, _ in found["curve"]] == pytest.approx([step * 12 / 50 for step in (5, 9, 12)])
+    assert found["curve"][-1][1] == found["top1_error"]
+    assert 0 <= found["ten_views_top1_error"] <= 1
 
 
 def test_what_was_computed_is_remembered_for_one_data_set(prepared, tmp_path, monkeypatch):

@@ -275,6 +275,17 @@ def test_the_state_of_any_optimizer_comes_back(tmp_path, rule):
     assert types[0] == types[1]
 
 
+def test_the_keys_in_the_state_of_an_optimizer_come_back(tmp_path):
+    params, rule = state(3).params, optax.add_noise(0.1, 0.5, jax.random.key(7))
+    like = optax.add_noise(0.1, 0.5, jax.random.key(0)).init(params)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(3, TrainState(jnp.int32(3), params, rule.init(params)), TABLE, {})
+    checkpoints.close()
+    found = restore(tmp_path, TrainState(jnp.int32(0), params, like))
+    assert found.opt_state.rng_key.dtype == like.rng_key.dtype
+    equal(jax.random.key_data(found.opt_state.rng_key), jax.random.key_data(jax.random.key(7)))
+
+
 def test_what_two_devices_saved_goes_on_one(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path)
     checkpoints.save(4, parallel.replicate(state(4), jax.devices()[:2]), TABLE, {})
