@@ -9,9 +9,12 @@ from pathlib import Path
 # Before JAX starts: four devices out of one CPU.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Many tests, and the processes that they start, run the same programs: each is compiled once a session.
-_compiled = tempfile.TemporaryDirectory(prefix="compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+# Many tests, and the processes that they start, run the same programs: each is compiled once a session. Pytest-xdist's
+# processes find the folder of the first one in their environment.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 from jaxtyping import install_import_hook
@@ -53,7 +56,7 @@ def without_compilation_cache():
     try:
         yield
     finally:
-        jax.config.update("jax_compilation_cache_dir", _compiled.name)
+        jax.config.update("jax_compilation_cache_dir", COMPILED)
         compilation_cache.reset_cache()
 
 
