@@ -18,6 +18,8 @@ from pathlib import Path
 
 from record import save
 
+from alexnet_jax.runs.log import METRICS, read_metrics
+
 FLAGS = {
     "shapes": [],
     "photos": ["--epochs=20", "--learning_rate_drops=15"],
@@ -54,7 +56,7 @@ def main() -> None:
     seconds["train"] = run(train)
 
     config = json.loads((workdir / "config.json").read_text())
-    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    metrics = read_metrics(workdir / METRICS)
     save(
         f"first_runs_{name}",
         note=arguments.note,
@@ -62,7 +64,7 @@ def main() -> None:
         wall_seconds=seconds,
         versions=config["versions"],
         commit=config["commit"],
-        config={name: value for name, value in config["config"].items() if name != "dataset"},
+        config=config["config"],
         result=json.loads((workdir / "result.json").read_text()),
         loss_by_step={line["step"]: round(line["loss"], 4) for line in metrics if line["split"] == "train"},
         validation_error_by_epoch={

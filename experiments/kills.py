@@ -10,7 +10,6 @@ for images/s) are those of the run that was left alone, bit for bit.
 
 import argparse
 import functools
-import json
 import os
 import random
 import signal
@@ -35,6 +34,7 @@ from alexnet_jax import AlexNet, Config, Conv, Dense, dropout, fit, init_state, 
 from alexnet_jax.data import datasets, shards
 from alexnet_jax.paper.optim import configured_rule
 from alexnet_jax.runs.checkpoint import Checkpoints
+from alexnet_jax.runs.log import METRICS, read_metrics
 
 SMALL = (
     Conv(8, 5, stride=2, padding=(0, 1), std=0.02, then=(relu, lrn, pool)),
@@ -96,8 +96,10 @@ def write_state(workdir: Path, file: Path) -> None:
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in found]
+    return [
+        {name: value for name, value in line.items() if name != "images_per_second"}
+        for line in read_metrics(workdir / METRICS)
+    ]
 
 
 def half_written(workdir: Path) -> bool:
@@ -119,7 +121,7 @@ def main() -> None:
     finished(live(functools.partial(run, "warm")))  # compiles
     start = time.monotonic()
     process = live(functools.partial(run, "whole"))
-    while not (scratch / "whole" / "metrics.jsonl").exists() or not lines(scratch / "whole"):
+    while not lines(scratch / "whole"):
         time.sleep(0.01)
     to_train, start = time.monotonic() - start, time.monotonic()
     finished(process)
@@ -145,7 +147,7 @@ def main() -> None:
             sys.exit(f"a life ended by itself, with {status}:\n{Path(SCRATCH.name, 'output.txt').read_text()[-3000:]}")
         kills += 1
         in_writing += half_written(workdir)
-        last = lines(workdir)[-1]["step"] if (workdir / "metrics.jsonl").exists() and lines(workdir) else 0
+        last = lines(workdir)[-1]["step"] if lines(workdir) else 0
         print(f"kill {kills}, at step {last}{', in a checkpoint' * half_written(workdir)}", flush=True)
     finished(live(functools.partial(run, "killed")))
 

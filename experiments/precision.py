@@ -14,6 +14,8 @@ from pathlib import Path
 
 from record import save
 
+from alexnet_jax.runs.log import METRICS, read_metrics
+
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -36,7 +38,7 @@ def main() -> None:
             own = [f"--workdir={workdir}", f"--dataset={arguments.dataset}", f"--seed={seed}"]
             command = [sys.executable, "-m", "alexnet_jax.main", *own, f"--precision={precision}", *flags]
             subprocess.run(command, check=True)
-            lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+            lines = read_metrics(workdir / METRICS)
             result = json.loads((workdir / "result.json").read_text())
             runs.append(
                 {

@@ -1,6 +1,7 @@
 """How long one waits before anything is computed: imports, and a run of one step with and without a compilation cache.
 
-python experiments/startup.py      two minutes; expected: the import under 2 s, of which JAX takes most
+python experiments/startup.py      two minutes; expected: the package alone takes nothing, and its formulas under 2 s,
+                                   most of them JAX's
 """
 
 import statistics
@@ -13,7 +14,8 @@ from pathlib import Path
 from record import save
 
 REPEATS = 7
-MODULES = ("alexnet_jax", "jax", "flax.linen", "torch")
+# The package itself imports nothing until a name is used; paper.train_step: network, augmentation, rule, step.
+MODULES = ("alexnet_jax", "alexnet_jax.paper.train_step", "jax", "flax.linen", "torch")
 
 
 def seconds(*arguments: str) -> float:

@@ -7,7 +7,7 @@ import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from conftest import TINY
+from conftest import COMPILED, TINY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +15,8 @@ from alexnet_jax import command, main, train
 from alexnet_jax.config import PRESETS, Config, InputError
 from alexnet_jax.device import parallel
 from alexnet_jax.main import Options
+from alexnet_jax.paper.architectures import CAFFE, DEMO, ORIGINAL
+from alexnet_jax.paper.table import with_classes
 
 NUMBERS = st.one_of(
     st.integers(-3, 200).map(str),
@@ -41,6 +43,17 @@ def defined():
     command.define_flags(Config, PRESETS)
 
 
+def called(*arguments):
+    """The command, in this process."""
+    with flagsaver.flagsaver():
+        try:
+            flags.FLAGS(["main", *arguments])
+            main._run()
+        finally:
+            jax.config.update("jax_debug_nans", False)
+            jax.config.update("jax_compilation_cache_dir", COMPILED)
+
+
 @pytest.fixture
 def at_the_start(defined, monkeypatch):
     """What a run of a small network would be started with, instead of running it."""
@@ -65,17 +78,13 @@ def at_the_start(defined, monkeypatch):
 def test_a_thousand_random_command_lines(prepared, at_the_start, tmp_path, given_flags):
     workdir = tmp_path / str(len(list(tmp_path.iterdir())))
     base = [f"--workdir={workdir}", f"--dataset={prepared}", "--crop_size=32", "--batch_size=16"]
-    with flagsaver.flagsaver():
-        try:
-            flags.FLAGS(["main", *base, *(f"--{name}={text}" for name, text in given_flags.items())])
-            main._run()
-        except Started as started:
-            (run,) = started.args
-        except (flags.Error, InputError):
-            assert not workdir.exists()
-            return
-        finally:
-            jax.config.update("jax_debug_nans", False)
+    try:
+        called(*base, *(f"--{name}={text}" for name, text in given_flags.items()))
+    except Started as started:
+        (run,) = started.args
+    except (flags.Error, InputError):
+        assert not workdir.exists()
+        return
     config = run.config
     numbers = [value for value in dataclasses.astuple(config) if isinstance(value, float | int)]
     assert all(math.isfinite(number) and number >= 0 for number in numbers)
@@ -84,3 +93,27 @@ def test_a_thousand_random_command_lines(prepared, at_the_start, tmp_path, given
     assert config.learning_rate > 0 < config.epochs
     assert config.momentum < 1
     assert 3 <= run.net.layers[-1].features < 10**6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "layers", "preset", "changes"),
+    [
+        ([], with_classes(DEMO, 3), "demo", {}),
+        (["--preset=original", "--num_classes=7", "--seed=5"], with_classes(ORIGINAL, 7), "original", {"seed": 5}),
+        (["--architecture=caffe", "--preset=paper"], with_classes(CAFFE, 3), "paper", {"crop_size": 227}),
+        (["--architecture=caffe", "--crop_size=200"], with_classes(CAFFE, 3), "demo", {"crop_size": 200}),
+    ],
+)
+def test_names_become_what_is_trained(prepared, defined, monkeypatch, arguments, layers, preset, changes):
+    started = []
+    monkeypatch.setattr(train, "fit", lambda *given: started.append(given))
+    called("--workdir=run", f"--dataset={prepared}", *arguments)
+    ((found, dataset, config, workdir),) = started
+    assert found == layers
+    assert config == dataclasses.replace(PRESETS[preset], **changes)
+    assert (dataset.name, workdir) == (str(prepared), "run")
+
+
+def test_fewer_outputs_than_classes_are_refused(prepared, defined):
+    with pytest.raises(InputError, match=r"--num_classes=2: .* has 3 classes"):
+        called("--workdir=run", f"--dataset={prepared}", "--num_classes=2")

@@ -7,20 +7,29 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
+import numpy as np
 import pytest
 
-from alexnet_jax.paper.architectures import ARCHITECTURES
+import alexnet_jax
+from alexnet_jax.config import ARCHITECTURE_NAMES
+from alexnet_jax.networks.loading import load
+from alexnet_jax.paper.architectures import DEMO
+from alexnet_jax.paper.table import with_classes
+from alexnet_jax.paper.written import to_json
 
 COMMAND = [sys.executable, "-m", "alexnet_jax.main"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as users have
+_compiled = tempfile.TemporaryDirectory(prefix="compiled-")  # as --compilation_cache in one test, and then in all
+COMPILED = ENVIRONMENT["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 # A short run of the real demo network on tiny batches.
 QUICK = ["--batch_size=2", "--epochs=0.4", "--log_every=1", "--checkpoint_every=2", "--crop_size=67"]
 
 
-def call(*arguments, **environment):
-    command = [*COMMAND, *map(str, arguments)]
+def call(*arguments, name="main", **environment):
+    command = [sys.executable, "-m", f"alexnet_jax.{name}", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT | environment)
 
 
@@ -30,9 +39,41 @@ def test_help_lists_every_field_with_its_default_in_each_preset():
     out = " ".join(process.stdout.split())
     assert "--batch_size: images a step, over all devices together (§5) (default: 32; paper: 128; original: 128)" in out
     assert "from every patch, not each pixel's own mean (default: False; original: True)" in out
-    assert all(name in out.partition("--architecture: ")[2].partition("--")[0] for name in ARCHITECTURES)
+    assert f"--architecture: the network: one of {', '.join(ARCHITECTURE_NAMES)}; none: " in out
     assert "--momentum: momentum (§5) (default: 0.9)" in out
     assert "python -m alexnet_jax.main --workdir=DIR" in out
+
+
+IMPORTED = """
+import atexit, runpy, sys
+heavy = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "matplotlib")
+atexit.register(lambda: print("imported:", [name for name in heavy if name in sys.modules]))
+name = sys.argv.pop(1)
+runpy.run_module(name, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["main", "prepare", "predict", "features", "weights"])
+def test_help_and_version_wait_for_no_jax(name):
+    for flag, said in (
+        ("--help", f"python -m alexnet_jax.{name}"),
+        ("--version", f"alexnet_jax {alexnet_jax.__version__}"),
+    ):
+        command = [sys.executable, "-c", IMPORTED, f"alexnet_jax.{name}", flag]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert (process.returncode, process.stderr) == (0, "")
+        assert said in process.stdout
+        assert process.stdout.endswith("\nimported: []\n")
+
+
+def test_help_takes_less_than_half_a_second():
+    def seconds():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert call("--help").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.5
 
 
 @pytest.mark.parametrize(
@@ -112,32 +153,68 @@ def photos(tmp_path_factory):
     return folder / "set"
 
 
-def test_a_whole_run_leaves_its_results(tmp_path, photos):
-    compiled = tmp_path / "compiled"
-    process = call(f"--workdir={tmp_path}", f"--dataset={photos}", f"--compilation_cache={compiled}", *QUICK)
+@pytest.fixture(scope="module")
+def whole_run(photos, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs")
+    flags = [f"--workdir={workdir}", f"--dataset={photos}", f"--compilation_cache={COMPILED}"]
+    process = call(*flags, *QUICK, JAX_COMPILATION_CACHE_DIR="")
     assert process.returncode == 0, process.stderr
-    assert list(compiled.iterdir())
-    assert "top-1 error" in process.stdout.splitlines()[-2]
-    result = json.loads((tmp_path / "result.json").read_text())
+    return workdir, process.stdout
+
+
+def test_a_whole_run_leaves_its_results(whole_run, photos):
+    workdir, out = whole_run
+    assert os.listdir(COMPILED)
+    first, fast, *_ = out.splitlines()
+    assert first.endswith(f"{photos}: 18 training images, 2 classes; 1 × cpu")
+    assert fast.startswith("slower than it could be, without oneDNN's convolution (a compilation cache cannot")
+    assert "top-1 error" in out.splitlines()[-2]
+    result = json.loads((workdir / "result.json").read_text())
     assert set(result) == {
         "top1_error", "top5_error", "nll", "examples", "steps", "best_checkpoint", "images_per_second", "seed", "device"
     }  # fmt: skip
     assert (result["examples"], result["steps"]) == (2, 4)
     for name in ("curves.png", "conv1.png", "predictions.png"):
-        assert (tmp_path / "figures" / name).stat().st_size > 5000
-    (events,) = (tmp_path / "tensorboard").iterdir()
+        assert (workdir / "figures" / name).stat().st_size > 5000
+    (events,) = (workdir / "tensorboard").iterdir()
     assert b"validation/top1_error" in events.read_bytes()
-    saved = json.loads((tmp_path / "config.json").read_text())
+    saved = json.loads((workdir / "config.json").read_text())
     assert saved["config"]["crop_size"] == 67
+    assert saved["layers"] == to_json(with_classes(DEMO, 2))
+    assert saved["dataset"] == str(photos)
     assert {"jax", "python"} <= set(saved["versions"])
 
-    other = call(f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK, "--seed=3", "--momentum=0.5")
-    assert other.returncode == 2
-    assert "momentum was 0.9, is 0.5; seed was 0, is 3" in other.stderr
 
-    again = call(f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK)
+def test_a_run_goes_on_with_the_same_flags_only(whole_run, photos):
+    workdir, _ = whole_run
+    flags = [f"--workdir={workdir}", f"--dataset={photos}", *QUICK]
+    other = call(*flags, "--seed=3", "--momentum=0.5", "--num_classes=3")
+    assert other.returncode == 2
+    assert "momentum was 0.9, is 0.5; seed was 0, is 3; fc8 features was 2, is 3" in other.stderr
+    result = (workdir / "result.json").read_text()
+    again = call(*flags)
     assert again.returncode == 0, again.stderr
-    assert json.loads((tmp_path / "result.json").read_text())["top1_error"] == result["top1_error"]
+    assert json.loads((workdir / "result.json").read_text())["top1_error"] == json.loads(result)["top1_error"]
+
+
+def test_the_outputs_of_a_layer_as_features(whole_run, photos, tmp_path):
+    workdir, _ = whole_run
+    pictures = sorted((photos.parent / "source" / "cat").iterdir())
+    process = call(f"--workdir={workdir}", f"--output={tmp_path / 'f.npy'}", *pictures, name="features")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == f"{tmp_path / 'f.npy'}: fc7:relu of 10 pictures, 1024 each\n"
+    expected = load(workdir).features(pictures, ["fc7:relu"])["fc7:relu"]
+    found = np.load(tmp_path / "f.npy")
+    assert (found.shape, found.dtype) == ((10, 1024), np.float32)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    for flags, message in (
+        ([f"--workdir={workdir}", f"--output={tmp_path / 'f.txt'}", pictures[0]], "f.txt: must end in .npy"),
+        ([f"--workdir={workdir}", f"--output={tmp_path / 'g.npy'}"], "give pictures, or --dataset=PREPARED: "),
+    ):
+        process = call(*flags, name="features")
+        assert (process.returncode, process.stdout) == (2, "")
+        assert message in process.stderr
+        assert process.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -150,7 +227,8 @@ def test_the_presets_of_the_paper_and_of_2012_run_and_their_configs_tell_them_ap
         losses = [json.loads(line).get("loss", 0) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         assert len(losses) == 5
         assert all(math.isfinite(loss) for loss in losses)
-        configs[preset] = json.loads((workdir / "config.json").read_text())["config"]
+        content = json.loads((workdir / "config.json").read_text())
+        configs[preset] = {**content["config"], "layers": content["layers"]}
     assert len({name for name, value in configs["paper"].items() if value != configs["original"][name]}) == 12
 
 
@@ -168,8 +246,8 @@ def checkpoints(workdir):
     ],
 )
 def test_a_stopped_run_continues_from_its_last_checkpoint(tmp_path, photos, sent):
-    arguments = [f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK, "--epochs=25"]
-    steps = 225
+    arguments = [f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK, "--epochs=8"]
+    steps = 72
     first = running_until_a_checkpoint(tmp_path, arguments)
     first.send_signal(sent)
     out, _ = first.communicate(timeout=60)

@@ -20,6 +20,8 @@ from alexnet_jax.networks.loading import load
 from alexnet_jax.paper.architectures import DEMO
 from alexnet_jax.paper.table import with_classes
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
@@ -39,7 +41,7 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def workdir(dataset, tmp_path_factory):
+def workdir(quickly_compiled, dataset, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
     config = Config(crop_size=67, batch_size=6, epochs=6.0, learning_rate=0.002, center_mean=True, checkpoint_every=12)
     train.fit(with_classes(DEMO, 3), dataset, config, path, devices=jax.devices()[:1])
@@ -53,7 +55,8 @@ def network(workdir):
 
 def command(*arguments):
     process = [sys.executable, "-m", "alexnet_jax.predict", *map(str, arguments)]
-    return subprocess.run(process, capture_output=True, text=True, timeout=200)
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # as `quickly_compiled`
+    return subprocess.run(process, capture_output=True, text=True, timeout=200, env=environment)
 
 
 def test_what_is_loaded_answers_as_it_was_evaluated(workdir, dataset, network):

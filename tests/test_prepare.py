@@ -1,11 +1,10 @@
 import io
 import os
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import SHARED, picture
 from PIL import Image
 
 from alexnet_jax import prepare
@@ -254,7 +253,7 @@ def test_every_kind_of_image_becomes_rgb(image, format, expected):
     np.testing.assert_allclose(out.reshape(-1, 3), np.broadcast_to(expected, (256, 3)), atol=3)
 
 
-ORIGINALS = Path(__file__).parents[2] / "shared" / "data" / "photos-original-size.tar"
+ORIGINALS = SHARED / "data" / "photos-original-size.tar"
 
 
 @pytest.mark.skipif(not ORIGINALS.exists(), reason="no photographs of original size beside the checkout")

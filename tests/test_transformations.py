@@ -23,18 +23,20 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.config import PRESETS
-from alexnet_jax.device import onednn
+from alexnet_jax.device import onednn, parallel
 from alexnet_jax.device.tuned import tuned
 from alexnet_jax.paper.architectures import ARCHITECTURES
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.optim import configured_rule
 from alexnet_jax.paper.table import with_column
-from alexnet_jax.paper.train_state import init_state
+from alexnet_jax.paper.train_state import TrainState
 from alexnet_jax.paper.train_step import make_train_step, papers_augmentation
 
 DEVICES = jax.devices()[:2]
 SIZE, IMAGES, TRAINING_STEPS = 95, 4, 3
 FEATURES = (8, 16, 16, 16, 16, 32, 32, 10)
+# Of these programs LLVM's optimisation takes most of the time, and none of them runs long.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +59,11 @@ class Case:
 
     @functools.cached_property
     def gradient_of(self) -> Callable:
-        return jax.jit(jax.grad(self.loss))
+        return compiled(jax.grad(self.loss))
 
     @functools.cached_property
     def logits(self):
-        return jax.jit(self.forward)(self.params, self.images)
+        return compiled(self.forward)(self.params, self.images)
 
     @functools.cached_property
     def gradients(self):
@@ -97,21 +99,20 @@ def built(name: str, precision: str) -> Case:
     dtype = jnp.dtype(precision)
     net = AlexNet(table(name), dtype)
     images = jnp.asarray(50 * np.random.default_rng(0).standard_normal((IMAGES, SIZE, SIZE, 3)), dtype)
-    params = jax.jit(lambda key: net.init(key, images[:1], train=False))(jax.random.key(1))["params"]
+    params = compiled(lambda key: net.init(key, images[:1], train=False))(jax.random.key(1))["params"]
     params = jax.tree.map(lambda of: of.astype(dtype), params)
     labels = jnp.array([0, 1, 2, 3], jnp.int32)
     return Case(net, params, images, labels, {"float32": 1e-5, "float64": 1e-12}[precision])
 
 
-@pytest.fixture(
-    params=[
-        ("paper", "float32"),
-        ("original", "float64"),
-        pytest.param(("paper", "float64"), marks=pytest.mark.slow),
-        pytest.param(("original", "float32"), marks=pytest.mark.slow),
-    ],
-    ids="-".join,
-)
+def cases(*by_default):
+    """Of all four these by default; the others are slow."""
+    of_all = [(name, precision) for name in ("paper", "original") for precision in ("float32", "float64")]
+    params = [pytest.param(of, marks=() if "-".join(of) in by_default else pytest.mark.slow) for of in of_all]
+    return {"params": params, "ids": ["-".join(of) for of in of_all]}
+
+
+@pytest.fixture(**cases("paper-float32", "original-float64"))
 def case(request):
     with jax.enable_x64(request.param[1] == "float64"):
         yield built(*request.param)
@@ -138,14 +139,14 @@ def difference(function, case, step=1e-6):
 
 
 def test_gradients_are_those_of_differences(double):
-    value = jax.jit(double.loss)
+    value = compiled(double.loss)
     found = difference(lambda params: value(params, double.images, double.labels), double)
     assert float(dot(double.gradients, double.along)) == pytest.approx(float(found), rel=1e-7)
 
 
 def test_jvp(case):
     along = case.gradients  # so that nothing cancels
-    found = jax.jit(
+    found = compiled(
         lambda params, along: jax.jvp(lambda of: case.loss(of, case.images, case.labels), (params,), (along,))
     )
     case.close(found(case.params, along)[1], dot(along, along))
@@ -159,7 +160,7 @@ def test_jacfwd(case):
         return case.forward(params, case.images[:2])
 
     biases = {layer: case.params[layer]["bias"] for layer in ("conv1", "conv4", "fc7")}
-    case.close(jax.jit(jax.jacfwd(logits))(biases), jax.jit(jax.jacrev(logits))(biases))
+    case.close(compiled(jax.jacfwd(logits))(biases), compiled(jax.jacrev(logits))(biases))
 
 
 def hessian_times(case, params, along):
@@ -168,15 +169,18 @@ def hessian_times(case, params, along):
 
 
 def test_hessian_vector_product(case):
-    def reverse_over_reverse(params, along):
-        return jax.grad(lambda of: dot(jax.grad(case.loss)(of, case.images, case.labels), along))(params)
+    def reverse_over_forward(params, along):
+        def of_loss(params):
+            return jax.jvp(lambda of: case.loss(of, case.images, case.labels), (params,), (along,))[1]
 
-    found = jax.jit(functools.partial(hessian_times, case))(case.params, case.along)
-    case.close(found, jax.jit(reverse_over_reverse)(case.params, case.along))
+        return jax.grad(of_loss)(params)
+
+    found = compiled(functools.partial(hessian_times, case))(case.params, case.along)
+    case.close(found, compiled(reverse_over_forward)(case.params, case.along))
 
 
 def test_hessian_vector_products_are_those_of_differences(double):
-    found = jax.jit(functools.partial(hessian_times, double))(double.params, double.along)
+    found = compiled(functools.partial(hessian_times, double))(double.params, double.along)
     expected = difference(lambda params: double.gradient_of(params, double.images, double.labels), double)
     double.close(found, expected, 1e-6)
 
@@ -188,7 +192,7 @@ def test_vmap_over_seeds(case):
         return params, jax.value_and_grad(case.loss)(params, case.images, case.labels)
 
     keys = jax.random.split(jax.random.key(7), 3)
-    params, (losses, gradients) = jax.jit(jax.vmap(of_seed))(keys)
+    params, (losses, gradients) = compiled(jax.vmap(of_seed))(keys)
     assert len(np.unique(losses)) == 3
     for seed in range(3):
         own = jax.tree.map(lambda of, seed=seed: of[seed], (params, gradients))
@@ -196,7 +200,7 @@ def test_vmap_over_seeds(case):
 
 
 def test_remat(case):
-    gradients = jax.jit(jax.grad(jax.checkpoint(case.loss)))(case.params, case.images, case.labels)
+    gradients = compiled(jax.grad(jax.checkpoint(case.loss)))(case.params, case.images, case.labels)
     case.close(gradients, case.gradients)
 
 
@@ -206,10 +210,10 @@ def test_jit_over_a_mesh(case, kind):
     assert mesh.axis_types == (kind or AxisType.Explicit,)
     images, labels = jax.device_put((case.images, case.labels), NamedSharding(mesh, P("batch")))
     params = jax.device_put(case.params, NamedSharding(mesh, P()))
-    logits = jax.jit(case.forward)(params, images)
+    logits = compiled(case.forward)(params, images)
     assert [shard.data.shape for shard in logits.addressable_shards] == [(2, 10)] * 2  # divided to the end
     case.close(logits, case.logits)
-    case.close(jax.jit(jax.grad(case.loss))(params, images, labels), case.gradients)
+    case.close(compiled(jax.grad(case.loss))(params, images, labels), case.gradients)
 
 
 def test_shard_map(case):
@@ -222,7 +226,7 @@ def test_shard_map(case):
         return logits, lax.pmean(logits.mean(0), "batch")
 
     mapped = jax.shard_map(forward, mesh=mesh, in_specs=(P(), P("batch")), out_specs=(P("batch"), P()))
-    case.close(jax.jit(mapped)(params, images), (case.logits, case.logits.mean(0)))
+    case.close(compiled(mapped)(params, images), (case.logits, case.logits.mean(0)))
 
 
 def test_export(case):
@@ -237,12 +241,24 @@ def test_export(case):
 
 
 def test_nnx_bridge(case):
-    net = bridge.ToNNX(case.net, rngs=nnx.Rngs(0)).lazy_init(case.images[:1], train=False)
+    images = case.images
+    net = nnx.eval_shape(lambda: bridge.ToNNX(case.net).lazy_init(images[:1], rngs=nnx.Rngs(0), train=False))
     for layer, parts in case.params.items():
         for part, value in parts.items():
             assert getattr(net, layer)[part].shape == value.shape
             getattr(net, layer)[part].set_value(value)
-    case.close(nnx.jit(lambda net, images: net(images, train=False))(net, case.images), case.logits)
+
+    def loss(forward, images):
+        logits = forward(images)
+        return (logits**2).sum(), logits
+
+    of_nnx = nnx.grad(lambda net, images: loss(lambda of: net(of, train=False), images), has_aux=True)
+    gradients, logits = nnx.jit(of_nnx)(net, images)
+    case.close(logits, case.logits)
+    of_params = jax.grad(lambda params: loss(lambda of: case.forward(params, of), images), has_aux=True)
+    expected, _ = compiled(of_params)(case.params)
+    found = {layer: {part: gradients[layer][part].get_value() for part in parts} for layer, parts in expected.items()}
+    case.close(found, expected)
 
 
 # The training step, with §4.1's augmentation and §5's rule as the presets have them.
@@ -264,7 +280,7 @@ class Training:
     @functools.cached_property
     def expected(self):
         """On one device: the state after all steps, and what each has reported."""
-        return self.after(jax.jit(self.make_step()))
+        return self.after(compiled(self.make_step()))
 
     def after(self, step, put=lambda state: state, divide=lambda batch: batch):
         state, reported = put(self.state), []
@@ -294,8 +310,7 @@ def trained(name: str, precision: str) -> Training:
     config = dataclasses.replace(PRESETS[name], crop_size=SIZE, crop_chunk=2)
     mean_image, pca = jnp.full((size, size, 3), 120.0, jnp.float32), 10 * jnp.eye(3, dtype=jnp.float32)
     optimizer = configured_rule(config, steps_per_epoch=10.0)
-    state = init_state(case.net, optimizer, image_size=SIZE, seed=1)
-    state = dataclasses.replace(state, params=case.params, opt_state=optimizer.init(case.params))
+    state = TrainState(jnp.zeros((), jnp.int32), case.params, optimizer.init(case.params))
     images = rng.integers(0, 256, (TRAINING_STEPS, IMAGES, size, size, 3), dtype=np.uint8)
     labels = rng.integers(0, 10, (TRAINING_STEPS, IMAGES)).astype(np.int32)
     make_step = functools.partial(
@@ -305,9 +320,10 @@ def trained(name: str, precision: str) -> Training:
     return Training(make_step, state, (jnp.asarray(images), jnp.asarray(labels)), case.tolerance)
 
 
-@pytest.fixture
-def training(case, request):
-    return trained(*request.node.callspec.params["case"])
+@pytest.fixture(**cases("original-float64"))
+def training(request):
+    with jax.enable_x64(request.param[1] == "float64"):
+        yield trained(*request.param)
 
 
 def test_the_first_steps_change_something(training):
@@ -318,22 +334,22 @@ def test_the_first_steps_change_something(training):
 
 
 def test_scan_over_training_steps(training):
-    scanned = jax.jit(lambda state, batches: lax.scan(training.make_step(), state, batches))
+    scanned = compiled(lambda state, batches: lax.scan(training.make_step(), state, batches))
     training.equals_one_device(jax.device_get(scanned(training.state, training.batches)))
 
 
-@pytest.mark.parametrize("kind", [None, AxisType.Auto], ids=["Explicit", "Auto"])
+@pytest.mark.parametrize("kind", [None, pytest.param(AxisType.Auto, marks=pytest.mark.slow)], ids=["Explicit", "Auto"])
 def test_training_steps_under_jit_over_a_mesh(training, kind):
     mesh = jax.make_mesh((2,), ("batch",), **({"axis_types": (kind,)} if kind else {}), devices=DEVICES)
     put = functools.partial(jax.device_put, device=NamedSharding(mesh, P()))
     divide = functools.partial(jax.device_put, device=NamedSharding(mesh, P("batch")))
-    training.equals_one_device(training.after(jax.jit(training.make_step()), put, divide))
+    training.equals_one_device(training.after(compiled(training.make_step()), put, divide))
 
 
 def test_training_steps_under_pmap(training):
     step = jax.pmap(training.make_step(axis_name="batch"), "batch", in_axes=(None, 0), out_axes=None, devices=DEVICES)
-    divided = functools.partial(jax.tree.map, lambda of: of.reshape(2, -1, *of.shape[1:]))
-    training.equals_one_device(training.after(step, divide=divided))
+    put, divide = (functools.partial(of, devices=DEVICES) for of in (parallel.replicate, parallel.shard))
+    training.equals_one_device(training.after(compiled(lambda *of: step(*of)), put, divide))
 
 
 def test_training_steps_under_shard_map(training):
@@ -342,7 +358,7 @@ def test_training_steps_under_shard_map(training):
     divide = functools.partial(jax.device_put, device=NamedSharding(mesh, P("batch")))
     step = training.make_step(axis_name="batch")
     mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P())
-    training.equals_one_device(training.after(jax.jit(mapped), put, divide))
+    training.equals_one_device(training.after(compiled(mapped), put, divide))
 
 
 # The fast forms.
@@ -357,7 +373,7 @@ def test_the_tuned_table_is_the_plain_one(name, convolution):
         if convolution == "oneDNN" and onednn.missing():
             pytest.skip(onednn.missing())
         fast = dataclasses.replace(case, net=case.net.clone(layers=tuned(table(name), DEVICES)))
-        program = jax.jit(fast.forward).lower(case.params, case.images).as_text()
+        program = compiled(fast.forward).lower(case.params, case.images).as_text()
         assert ("onednn" in program) == (convolution == "oneDNN")
         case.close(fast.logits, logits, 1e-6)
         case.close(fast.gradients, gradients, 1e-5)

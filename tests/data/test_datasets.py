@@ -112,11 +112,21 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("damage", ["statistics.npz", "dataset_info.json", "features.json"])
+@pytest.mark.parametrize("damage", ["statistics.npz", "dataset_info.json", "features.json", "manifest.json"])
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path, damage):
     write(tmp_path / "set")
     (tmp_path / "set" / damage).unlink()
     with pytest.raises(InputError, match="not a data set that"):
+        datasets.open_dataset(str(tmp_path / "set"))
+
+
+def test_an_encoding_that_is_not_known_is_named(tmp_path):
+    write(tmp_path / "set")
+    file = tmp_path / "set" / "manifest.json"
+    file.write_text(file.read_text().replace('"jpeg"', '"webp"'))
+    with pytest.raises(
+        InputError, match=r"not a data set that .* wrote \(its images are stored as 'webp', which is not"
+    ):
         datasets.open_dataset(str(tmp_path / "set"))
 
 
@@ -150,8 +160,11 @@ import importlib, pkgutil, sys
 from pathlib import Path
 import alexnet_jax
 from test_datasets import write, datasets
-for module in pkgutil.iter_modules(alexnet_jax.__path__):
-    importlib.import_module(f"alexnet_jax.{module.name}")
+modules = [module.name for module in pkgutil.walk_packages(alexnet_jax.__path__, "alexnet_jax.")]
+assert "alexnet_jax.networks.caffe" in modules
+for module in modules:
+    if not module.endswith("__main__"):
+        importlib.import_module(module)
 write(Path(sys.argv[1]))
 dataset = datasets.open_dataset(sys.argv[1])
 from alexnet_jax.data.input_pipeline import training_batches

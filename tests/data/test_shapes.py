@@ -31,6 +31,7 @@ def test_a_picture_is_a_function_of_the_seed():
     assert not np.array_equal(first, other)
 
 
+@pytest.mark.slow
 def test_a_linear_model_on_raw_pixels_stays_above_half_wrong():
     error = error_of_ridge_regression(*drawn(3000, seed=0), *drawn(1000, seed=1))
     assert error > 0.5

@@ -14,7 +14,11 @@ from alexnet_jax.paper.table import Conv, Dense, Local, named, output_names
 
 def init(layers, size=CROP):
     net = model.AlexNet(layers)
-    return net, jax.jit(lambda key: net.init(key, jnp.zeros((1, size, size, 3)), train=False))(jax.random.key(0))
+    quickly = {
+        "xla_backend_optimization_level": 0
+    }  # to compile; LLVM takes seconds for each of the normal distributions
+    draw = jax.jit(lambda key: net.init(key, jnp.zeros((1, size, size, 3)), train=False), compiler_options=quickly)
+    return net, draw(jax.random.key(0))
 
 
 def test_parameters_have_the_fields_names_and_shapes():
