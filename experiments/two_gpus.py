@@ -7,7 +7,7 @@ Each device holds half of the kernels of every layer and sees the whole batch. A
 half of the outputs as well (in 2012 one GPU had the whole last layer).
 
 Expected: loss, gradients and one update equal those of `groups=2` on one device, to 1e-5 of their norm in float32. In
-larger batches a pooling window turns up whose two largest values are nearer than float32 can tell; the gradient then
+larger batches a pooling window may turn up whose two largest values are nearer than float32 can tell; the gradient then
 goes to the one or the other, and differs by some 1e-3; in float64 it does not. The two devices exchange an eighth of
 what data parallelism would: maps of the batch, rather than gradients of 61 million parameters. Bytes are counted in
 the program that XLA compiled.

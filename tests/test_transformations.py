@@ -35,8 +35,14 @@ from alexnet_jax.paper.train_step import make_train_step, papers_augmentation
 DEVICES = jax.devices()[:2]
 SIZE, IMAGES, TRAINING_STEPS = 95, 4, 3
 FEATURES = (8, 16, 16, 16, 16, 32, 32, 10)
-# Of these programs LLVM's optimisation takes most of the time, and none of them runs long.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def compiled(function):
+    """In less than half of the time; none of these programs runs long."""
+    options = {"xla_backend_optimization_level": 0}
+    if not jax.config.values["jax_enable_x64"]:  # there the older code's `exp` is 1e-9 off
+        options["xla_cpu_use_fusion_emitters"] = False
+    return jax.jit(function, compiler_options=options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +314,8 @@ def trained(name: str, precision: str) -> Training:
     rng = np.random.default_rng(1)
     size = SIZE + 8
     config = dataclasses.replace(PRESETS[name], crop_size=SIZE, crop_chunk=2)
+    if precision == "float64":  # the colours are float32, and rounded as the compiler puts them together
+        config = dataclasses.replace(config, color_scale=0.0)
     mean_image, pca = jnp.full((size, size, 3), 120.0, jnp.float32), 10 * jnp.eye(3, dtype=jnp.float32)
     optimizer = configured_rule(config, steps_per_epoch=10.0)
     state = TrainState(jnp.zeros((), jnp.int32), case.params, optimizer.init(case.params))
@@ -364,8 +372,8 @@ def test_training_steps_under_shard_map(training):
 # The fast forms.
 
 
-@pytest.mark.parametrize("convolution", ["XLA", "oneDNN"])
 @pytest.mark.parametrize("name", ["paper", "original"])
+@pytest.mark.parametrize("convolution", ["XLA", "oneDNN"])
 def test_the_tuned_table_is_the_plain_one(name, convolution):
     case = built(name, "float32")
     logits, gradients = case.logits, case.gradients
