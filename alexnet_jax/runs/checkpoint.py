@@ -5,6 +5,7 @@ Each has three items: `params`, all that it takes to use the network; `optimizer
 """
 
 import contextlib
+import copy
 import itertools
 import math
 import os
@@ -44,8 +45,6 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2, *, read_only: bool = False):
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
-            read_only=read_only,
-            save_interval_steps=0 if read_only else 1,
             cleanup_tmp_directories=not read_only,  # what a kill left half-written is removed at the next start
             best_fn=lambda metrics: metrics["top1_error"],
             best_mode="min",
@@ -69,7 +68,7 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, layers: Written, log: Mapping[str, Any], top1_error: float = math.inf
     ) -> None:
-        """Starts saving; `state` may be overwritten as soon as this returns. Raises InputError where it cannot.
+        """Starts saving; `state` and `log` may be overwritten as soon as this returns. Raises InputError where it cannot.
 
         layers: the network's table, written out. log: any JSON. top1_error: on the validation split, where it is known.
         """
@@ -81,7 +80,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params, custom_metadata={"layers": layers, **_digest(params)}),
             optimizer=ocp.args.StandardSave(optimizer, custom_metadata=_digest(optimizer)),
-            log=ocp.args.JsonSave(dict(log)),
+            log=ocp.args.JsonSave(copy.deepcopy(dict(log))),  # written while the caller goes on
         )
         with _named_errors(self._folder):
             if not self._manager.save(step, args=items, metrics={"top1_error": top1_error}):

@@ -127,6 +127,18 @@ def test_the_log_comes_back_whatever_its_keys(tmp_path):
     assert (math.isnan(ratio), steps) == (True, 2)
 
 
+def test_what_is_saved_may_be_overwritten_at_once(tmp_path):
+    checkpoints, log = checkpoint.Checkpoints(tmp_path), {"sums": {"loss": [1.0, 2]}}
+    saved = jax.tree.map(np.array, state(5))
+    checkpoints.save(5, saved, TABLE, log)
+    log["sums"]["loss"] = [3.0, 4]
+    saved.params["conv1"]["kernel"][:] = 0
+    checkpoints.close()
+    found, found_log = restore_with_log(tmp_path)
+    equal(found, state(5))
+    assert found_log == {"sums": {"loss": [1.0, 2]}}
+
+
 def test_the_last_ones_and_the_best_are_kept(tmp_path):
     save(tmp_path, {1: 0.9, 2: None, 3: 0.0, 4: None, 5: 0.7, 6: None, 7: None}, keep=2)
     assert names(tmp_path) == ["3", "6", "7"]
