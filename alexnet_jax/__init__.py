@@ -18,12 +18,16 @@ __version__ = "0.2.0.dev0"
 _MODULES = {
     "config": ("PRESETS", "Config", "InputError"),
     "data.datasets": ("Dataset", "open_dataset"),
+    "data.input_pipeline": ("training_batches",),
     "device.tuned": ("tuned",),
+    "device.xla": ("compiler_options",),
+    "networks.layer_outputs": ("features_of_split",),
     "networks.loading": ("load",),
     "networks.network": ("Trained",),
     "paper.architectures": ("ARCHITECTURES", "CAFFE", "DEMO", "ORIGINAL", "PAPER", "TORCHVISION"),
     "paper.augment": (
-        "center_view", "image_keys", "pca_color", "random_crop", "random_reflection", "subtract_mean", "ten_views",
+        "center_view", "image_keys", "pca_color", "random_crop", "random_reflection", "split_each", "subtract_mean",
+        "ten_views",
     ),
     "paper.evaluate": ("Errors",),
     "paper.layers": (
@@ -31,7 +35,7 @@ _MODULES = {
         "max_pool", "pool", "relu", "spatial_response_norm", "takes_key",
     ),
     "paper.model": ("AlexNet", "outputs", "summary"),
-    "paper.optim": ("by_parameter", "papers_rule", "step_schedule", "with_plateau"),
+    "paper.optim": ("by_parameter", "papers_rule", "plateau_after", "step_schedule", "with_plateau"),
     "paper.table": ("Conv", "Dense", "Local", "with_classes", "with_column", "with_layers", "with_steps"),
     "paper.train_state": ("TrainState", "init_state"),
     "paper.train_step": ("make_train_step", "papers_augmentation"),

@@ -140,13 +140,12 @@ def _set_up(
 
     steps_per_epoch = Fraction(len(dataset.splits["train"]), config.batch_size)
     mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
-    pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
     rate = None if optimizer else learning_rates(config, float(steps_per_epoch), origin.taken)["kernel"]
     optimizer = optimizer or configured_rule(config, float(steps_per_epoch), origin.taken)
     has_plateau = plateaus(jax.eval_shape(optimizer.init, shapes_of_params(net, config.crop_size)))
     if config.plateau_patience and not has_plateau:
         optimizer = with_plateau(optimizer, config.plateau_patience)
-    augment = augment or papers_augmentation(config, mean_image, pca, float(steps_per_epoch))
+    augment = augment or papers_augmentation(config, dataset.statistics, float(steps_per_epoch))
     axis = parallel.axis_of(devices)
     step = make_train_step(
         net, optimizer, kept(augment, devices), seed=config.seed, axis_name=axis, metrics=metrics.of_step

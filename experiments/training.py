@@ -99,9 +99,7 @@ def configured_step(
     steps_per_epoch = len(dataset.splits["train"]) / config.batch_size
     net = AlexNet(tuned(layers, devices), jnp.dtype(config.precision))
     optimizer = configured_rule(config, steps_per_epoch)
-    mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
-    pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
-    augment = kept(papers_augmentation(config, mean_image, pca, steps_per_epoch), devices)
+    augment = kept(papers_augmentation(config, dataset.statistics, steps_per_epoch), devices)
     step = make_train_step(net, optimizer, augment, seed=config.seed, axis_name=parallel.axis_of(devices))
     state = init_state(net, optimizer, image_size=config.crop_size, seed=config.seed)
     return step, parallel.replicate(state, devices)

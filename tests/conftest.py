@@ -24,6 +24,7 @@ install_import_hook("alexnet_jax", "typecheck.check")  # shapes and types of eve
 import jax
 import numpy as np
 import pytest
+from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
@@ -34,6 +35,9 @@ from alexnet_jax.config import Config
 from alexnet_jax.data import datasets, shards
 from alexnet_jax.paper.layers import dropout, lrn, pool, relu
 from alexnet_jax.paper.table import Conv, Dense
+
+settings.register_profile("default", max_examples=15, deadline=None, derandomize=True)
+settings.register_profile("with the slow tests", settings.get_profile("default"), max_examples=60)
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"  # photographs and weights beside the checkout, where there are any
@@ -46,6 +50,10 @@ TINY = (
     Dense(16, std=0.1, then=(relu, dropout)),
     Dense(3, std=0.1),
 )
+
+
+def pytest_configure(config):
+    settings.load_profile("default" if config.option.markexpr == "not slow" else "with the slow tests")
 
 
 @contextlib.contextmanager

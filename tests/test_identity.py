@@ -389,7 +389,7 @@ A_LAYER = re.compile(r"(layer [1-5]|(conv|local|fc)[1-5])\b")
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")  # of a number above float32's
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=10 * settings().max_examples)
 @given(st.data())
 def test_a_damaged_row_is_refused_by_its_layer_or_is_another_table(data):
     rows = through_text(to_json(EVERYTHING))

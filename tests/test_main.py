@@ -277,6 +277,7 @@ def running_until_a_checkpoint(workdir, arguments):
     return process
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_one_line_and_with_room_it_continues(tmp_path, photos):
     """A limit on the size of files stands for the disk: the next checkpoint does not fit."""
     arguments = [f"--workdir={tmp_path}", f"--dataset={photos}", *QUICK, "--epochs=8"]

@@ -171,6 +171,7 @@ def test_class_names_that_cannot_be_kept(photo_folder, tmp_path, name):
     refused("class folder '.*': its name must not begin", photo_folder, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_ten_thousand_classes(tmp_path):
     data = encoded(Image.fromarray(picture(0, 0)[:16, :16]), "PNG")
     with tarfile.open(tmp_path / "many.tar", "w") as tar:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from PIL import Image
 
 import alexnet_jax
@@ -63,6 +64,7 @@ def test_the_readme_does_what_it_says(tmp_path, monkeypatch):
     assert int(new_state.step) == 3
 
 
+@pytest.mark.slow
 def test_the_pages_on_own_code_do_what_they_say(tmp_path, monkeypatch):
     prepare(tmp_path, monkeypatch)
     found = run(ROOT / "docs" / "own_code.md")

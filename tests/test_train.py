@@ -176,7 +176,7 @@ def test_a_batch_is_sent_while_the_one_before_is_used():
     assert used == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("devices", "changes"), [(ONE, {}), (TWO, OF_2012)])
+@pytest.mark.parametrize(("devices", "changes"), [(ONE, {}), pytest.param(TWO, OF_2012, marks=pytest.mark.slow)])
 def test_images_kept_on_the_devices_give_the_same_numbers(run, finished, tmp_path, devices, changes):
     run(tmp_path, devices=devices, cache="device", **changes)
     read = finished(devices, **changes)
@@ -184,6 +184,7 @@ def test_images_kept_on_the_devices_give_the_same_numbers(run, finished, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, final_params(read), final_params(tmp_path))
 
 
+@pytest.mark.slow
 def test_in_bfloat16_the_losses_are_near_and_what_is_kept_is_float32(run, finished, tmp_path):
     run(tmp_path, precision="bfloat16", epochs=1.0)
     workdirs = finished(epochs=1.0), tmp_path
@@ -240,6 +241,7 @@ def test_the_plateaus_scale_multiplies_the_move_of_every_parameter(dataset):
     assert np.abs(moves[0]["fc4"]["kernel"]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_loss_curve_of_one_in_the_2012_form_too(finished):
     one, two = losses(finished(ONE, **OF_2012)), losses(finished(TWO, **OF_2012))
     np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-4)
@@ -320,10 +322,8 @@ def test_the_intervals_of_a_config():
 
 
 def step_and_state(dataset, devices, **changes):
-    mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
-    pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
     net, optimizer = model.AlexNet(TINY), papers_rule(0.001, patience=1)
-    augment = papers_augmentation(small_config(**changes), mean_image, pca, 2.0)
+    augment = papers_augmentation(small_config(**changes), dataset.statistics, 2.0)
     step = make_train_step(net, optimizer, augment, axis_name=parallel.axis_of(devices))
     state = parallel.replicate(init_state(net, optimizer, image_size=CROP), devices)
     return parallel.pmap_step(step, devices, donate_state=True), state
@@ -360,6 +360,7 @@ def test_each_setting_of_the_augmentation_reaches_the_step(dataset):
     assert len({loss for (loss,) in found.values()}) == 6, found
 
 
+@pytest.mark.slow
 def test_under_debug_nans_a_step_runs_operation_by_operation(dataset):
     """A fast stand-in for the command's own test of --debug_nans."""
     (expected,) = losses_at(dataset, [0])
@@ -372,6 +373,7 @@ def test_under_debug_nans_a_step_runs_operation_by_operation(dataset):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_biases_follow_their_own_rate_and_decay(run, tmp_path):
     def biases(name, **changes):
         # Two steps, after the first of which they are not 0.
@@ -416,17 +418,15 @@ def test_a_step_compiles_once_and_donates_its_state(dataset):
 
 def by_hand(dataset, optimizer):
     """The parameters after the 12 steps of CONFIG: the step without the loop, compiled by `jit`."""
-    mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
-    pca = jnp.asarray(dataset.statistics.color_pca, jnp.float32)
     net = model.AlexNet(TINY)
-    step = jax.jit(make_train_step(net, optimizer, papers_augmentation(CONFIG, mean_image, pca, 50 / 16)))
+    step = jax.jit(make_train_step(net, optimizer, papers_augmentation(CONFIG, dataset.statistics, 50 / 16)))
     state = init_state(net, optimizer, image_size=CROP)
     for batch in training_batches(dataset, batch_size=16, seed=0, steps=range(12)):
         state, _ = step(state, batch)
     return state.params
 
 
-@pytest.mark.parametrize("rule", [optax.adamw(0.003), optax.lars(0.05)], ids=["adamw", "lars"])
+@pytest.mark.parametrize("rule", [optax.adamw(0.003), pytest.param(optax.lars(0.05), marks=pytest.mark.slow)])
 @jax.numpy_dtype_promotion("standard")  # which optax's rules need
 def test_an_optimizer_of_ones_own_is_used_as_it_is(run, dataset, tmp_path, rule):
     run(tmp_path, optimizer=rule, learning_rate=7.0, momentum=0.1, weight_decay=0.9)  # settings of the paper's rule

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from alexnet_jax.config import Config
+from alexnet_jax.data.images import Statistics
 from alexnet_jax.paper.augment import image_keys, split_each, training_views
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.train_state import TrainState
@@ -49,10 +50,12 @@ class Seen(NamedTuple):
     labels: Int[Array, "n"]
 
 
-def papers_augmentation(
-    config: Config, mean_image: Float[Array, "size size 3"], pca: Float[Array, "3 3"], steps_per_epoch: float
-) -> Augment:
-    """§2 and §4.1, as the config has them, with what the code of 2012 did otherwise. See `augment.training_views`."""
+def papers_augmentation(config: Config, statistics: Statistics, steps_per_epoch: float) -> Augment:
+    """§2 and §4.1, as the config has them, with what the code of 2012 did otherwise. See `augment.training_views`.
+
+    statistics: of the training images, as `open_dataset(…).statistics`.
+    """
+    mean_image, pca = (jnp.asarray(of, jnp.float32) for of in (statistics.mean_image, statistics.color_pca))
     off_from = round(config.color_off_from * steps_per_epoch)
 
     def augment(draws: Draws, images: Array) -> Array:

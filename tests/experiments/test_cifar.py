@@ -69,6 +69,7 @@ def test_a_run_learns_and_is_looked_at_where_it_was_asked(prepared):
     assert run.errors("validation").examples == 23
 
 
+@pytest.mark.slow
 def test_a_run_is_the_one_of_fit(prepared, tmp_path):
     config = Config(crop_size=CROP, batch_size=12, learning_rate=0.002, epochs=2.0, seed=3)
     dataset = open_dataset(str(prepared))
@@ -82,6 +83,7 @@ def test_a_run_is_the_one_of_fit(prepared, tmp_path):
     assert training.errors_of(network, dataset, "train", views=10).examples == 50
 
 
+@pytest.mark.slow
 def test_each_layer_has_its_own_decay(prepared, monkeypatch, tmp_path):
     decays = {"kernel": 0.0, "bias": 0.0, "fc3/kernel": 0.004}
     config = Config(crop_size=CROP, batch_size=12, epochs=12 / 50, bias_learning_rate=0.02)  # one step
@@ -100,6 +102,7 @@ def test_each_layer_has_its_own_decay(prepared, monkeypatch, tmp_path):
     assert differs == {"fc3/kernel"}
 
 
+@pytest.mark.slow
 def test_what_lrn_cifar10_keeps_of_a_training(prepared, monkeypatch, tmp_path):
     monkeypatch.setitem(lrn_cifar10.NETWORKS, "tiny", (TINY, {"kernel": 0.0, "bias": 0.0}))
     config = dataclasses.replace(lrn_cifar10.CONFIG, crop_size=CROP, batch_size=12)

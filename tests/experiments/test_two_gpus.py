@@ -23,6 +23,7 @@ LAYERS = (
 TWO = jax.devices()[:2]
 
 
+@pytest.mark.slow
 def test_two_devices_compute_what_one_does():
     errors = two_gpus.differences(LAYERS, CROP, 4, TWO)
     assert set(errors) == {"loss", "gradients", "updates"}

@@ -103,6 +103,7 @@ def test_what_is_taken_learns_at_a_tenth_of_the_rate_and_what_is_frozen_not_at_a
     np.testing.assert_array_equal(moves[0.1]["fc4"], moves[1.0]["fc4"])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_one_that_it_began_with(config, others, origin, tmp_path):
     copy = tmp_path / "origin"
     shutil.copytree(origin, copy)

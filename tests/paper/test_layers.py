@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from alexnet_jax.device import tuned
@@ -194,8 +194,6 @@ def test_dropout_differs_by_image_and_not_by_how_the_batch_is_cut():
 
 # On shapes and values that nobody chose, with their gradients, against float64 written from the formula.
 
-anything = settings(max_examples=40, deadline=None, derandomize=True)
-
 
 def check_gradients(function, oracle, *arguments):
     """Of Σ w · function(…): to 1e-5 of the largest. `oracle(w, …)` gives the output and the gradients.
@@ -237,7 +235,6 @@ def lrn_gradients(size, k, alpha, beta, groups):
 
 
 @all_forms
-@anything
 @given(
     st.integers(1, 3), st.integers(1, 9), st.sampled_from([1, 3, 5, 7]), st.sampled_from([0.75, 0.6, 1.0]),
     st.sampled_from([1.0, 2.0]), st.integers(-18, 15), st.integers(0, 99),
@@ -262,7 +259,6 @@ def max_pool_gradients(window, stride, ceil_mode):
 
 
 @all_forms
-@anything
 @given(
     st.integers(1, 4), st.integers(1, 4), st.integers(0, 7), st.integers(0, 7), st.booleans(), st.integers(1, 5),
     st.integers(0, 99),
@@ -292,7 +288,6 @@ def test_average_pool_takes_the_mean_of_what_lies_inside(window, stride, size, o
     check_gradients(lambda x: layers.average_pool(x, window=window, stride=stride), oracle, x)
 
 
-@anything
 @given(
     st.integers(1, 3), st.integers(0, 2), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3),
     st.integers(0, 99),
@@ -318,7 +313,6 @@ def test_locally_connected_and_its_gradients(window, padding, rows, columns, cha
 
 
 @all_forms
-@anything
 @given(st.integers(1, 9), st.integers(1, 65), st.integers(1, 65), st.integers(0, 99))
 def test_dense_and_its_gradients(forms, n, inputs, features, seed):
     def oracle(g, x, kernel):
@@ -328,7 +322,6 @@ def test_dense_and_its_gradients(forms, n, inputs, features, seed):
 
 
 @all_forms
-@anything
 @given(st.integers(1, 70), st.integers(0, 2), st.integers(1, 33), st.integers(1, 9), st.integers(0, 99))
 def test_bias_and_its_gradient(forms, n, axes, length, features, seed):
     def oracle(g, x, bias):
@@ -372,7 +365,6 @@ def conv2d_gradients(stride, padding, groups):
 
 
 @all_forms
-@anything
 @given(
     st.integers(1, 4), st.integers(1, 3), st.integers(0, 4), st.integers(0, 4), st.integers(1, 3), st.integers(1, 4),
     st.integers(1, 4), st.integers(0, 5), st.integers(0, 5), st.integers(0, 99),

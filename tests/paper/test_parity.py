@@ -133,8 +133,12 @@ def error(ours, theirs):
 
 
 @pytest.mark.parametrize(
-    ("name", "build"), [("paper", paper), ("original", original), ("caffe", caffe), ("torchvision", torchvision)]
-)
+    ("name", "build"),
+    [
+        ("paper", paper), pytest.param("original", original, marks=pytest.mark.slow),
+        pytest.param("caffe", caffe, marks=pytest.mark.slow), ("torchvision", torchvision),
+    ],
+)  # fmt: skip
 def test_outputs_and_gradients_of_every_layer_equal_pytorchs(name, build):
     table, size = ARCHITECTURES[name], CAFFE_IMAGE_SIZE if name == "caffe" else 224
     of_layer = {
