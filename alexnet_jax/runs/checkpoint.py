@@ -68,7 +68,7 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, layers: Written, log: Mapping[str, Any], top1_error: float = math.inf
     ) -> None:
-        """Starts saving; `state` and `log` may be overwritten as soon as this returns. Raises InputError where it cannot.
+        """Starts saving; `state` and `log` may be overwritten as soon as it returns. Raises InputError where it cannot.
 
         layers: the network's table, written out. log: any JSON. top1_error: on the validation split, where it is known.
         """
