@@ -48,6 +48,7 @@ STEPS: list[tuple[str, str, dict[str, str]]] = [  # what it is, the command, fil
     ("Three pictures that it has not seen", "python draw.py", {"draw.py": DRAW}),
     ("What it sees in them", "python -m alexnet_jax.predict --workdir=my_run a_folder", {}),
     ("Its features, in one's own code", "python use.py", {"use.py": USE}),
+    ("Its features, in a file", "python -m alexnet_jax.features --workdir=my_run --output=fc7.npy a_folder", {}),
     ("One file to give away", "python -m alexnet_jax.weights --source=my_run --output=my_net.safetensors", {}),
     ("It stands for the run", "python -m alexnet_jax.predict --workdir=my_net.safetensors --json a_folder", {}),
 ]
@@ -101,10 +102,10 @@ def main() -> None:
         if arguments.check:
             checkout = Path(__file__).parent.parent
             shutil.copy(checkout / "README.md", folder)
-            shutil.copy(checkout / "tests" / "test_readme.py", folder)
-            run("python test_readme.py README.md", folder)
-            for command in ("alexnet-jax", "alexnet-jax-prepare", "alexnet-jax-predict", "alexnet-jax-weights"):
-                run(f"{command} --help", folder)
+            shutil.copy(checkout / "tests" / "pages.py", folder)
+            run("python pages.py README.md", folder)
+            for command in ("", "-prepare", "-predict", "-features", "-weights"):
+                run(f"alexnet-jax{command} --help", folder)
         else:
             versions = json.loads(run(f'python -c "{VERSIONS}"', folder)["output"])
             save("first_minutes", steps=steps, versions=versions)

@@ -1,18 +1,14 @@
-"""What the README and docs/ show of use in one's own code runs, top to bottom; their commands have these flags.
-
-`python tests/test_readme.py README.md` runs a page's code anywhere the package is installed.
-"""
+"""What the README and docs/ show of use in one's own code runs, top to bottom; their commands have these flags."""
 
 import dataclasses
 import functools
 import importlib
 import re
-import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from pages import run
 from PIL import Image
 
 import alexnet_jax
@@ -20,17 +16,6 @@ from alexnet_jax.config import Config
 from alexnet_jax.data import datasets
 
 ROOT = Path(__file__).parent.parent
-
-
-def run(page: Path) -> dict:
-    """Runs the code of a page in the current folder, except that its loops are short; the names that it leaves."""
-    module = type(sys)("page")  # steps of one's own are written by the module that they are in
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    assert blocks
-    with jax.numpy_dtype_promotion("standard"):  # as users have it, and optax's schedules need it
-        for block in blocks:
-            exec(block.replace("range(500)", "range(2)"), vars(module))
-    return vars(module)
 
 
 def prepare(folder, monkeypatch):
@@ -115,8 +100,3 @@ def test_the_links_of_the_pages_lead_somewhere():
                 titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
                 anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
                 assert anchor in anchors, (page, anchor)
-
-
-if __name__ == "__main__":
-    datasets.builtin_shapes = functools.partial(datasets.builtin_shapes, 32, 10)
-    run(Path(sys.argv[1]))
