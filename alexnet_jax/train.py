@@ -29,20 +29,27 @@ from alexnet_jax.paper.table import Layers
 from alexnet_jax.paper.train_state import TrainState, init_state, shapes_of_params
 from alexnet_jax.paper.train_step import Augment, Seen, make_train_step, papers_augmentation
 from alexnet_jax.paper.written import Written, to_json
-from alexnet_jax.runs import report
-from alexnet_jax.runs import workdir as folders
+from alexnet_jax.runs import report, workdir as folders
 from alexnet_jax.runs.checkpoint import Checkpoints, stop_requests
-from alexnet_jax.runs.log import RunLog, SilentLog, StepMetrics
+from alexnet_jax.runs.log import FIELDS, RunLog, SilentLog, StepMetrics
 
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """More numbers to be logged, by name. of_step: of what a training step has seen. of_evaluation: (logits, labels) →
-    one number an image, of which the mean over the validation split is logged.
+    """More numbers to be logged, by name.
+
+    of_step: one number of what a training step has seen; logged is its mean over the steps since the line before.
+    of_evaluation: (logits, labels) → one an image; logged is its mean over the validation split.
+
+    Raises InputError for a name that the log has already.
     """
 
     of_step: Mapping[str, Callable[[Seen], Array]] = dataclasses.field(default_factory=dict)
     of_evaluation: Mapping[str, Callable[[Array, Array], Array]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in {*self.of_step, *self.of_evaluation} & {*FIELDS}:
+            raise InputError(f"the metric {name} needs another name: the log has one of its own")
 
 
 def fit(

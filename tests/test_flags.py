@@ -8,8 +8,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from conftest import COMPILED, TINY
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from alexnet_jax import command, main, train
 from alexnet_jax.config import PRESETS, Config, InputError

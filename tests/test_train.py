@@ -31,8 +31,7 @@ from alexnet_jax.paper.optim import PlateauState, papers_rule, with_plateau
 from alexnet_jax.paper.table import with_classes
 from alexnet_jax.paper.train_state import init_state
 from alexnet_jax.paper.train_step import make_train_step, papers_augmentation
-from alexnet_jax.runs import checkpoint
-from alexnet_jax.runs import log as runlog
+from alexnet_jax.runs import checkpoint, log as runlog
 from alexnet_jax.train import Metrics
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -508,6 +507,19 @@ def test_a_run_goes_on_with_other_metrics(run, finished, tmp_path):
     assert [{*line} & {"gradient_norm", "largest", "loss"} for line in rest] == [{"largest", "loss"}] * 2
     assert "confidence" in metrics(tmp_path, "validation")[-1]
     jax.tree.map(np.testing.assert_array_equal, final_params(finished()), final_params(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["loss", "step", "learning_rate"])
+def test_a_metric_has_a_name_of_its_own(name):
+    with pytest.raises(InputError, match=f"the metric {name} needs another name"):
+        Metrics(of_step={name: lambda seen: 1.0})
+
+
+def test_a_metric_is_one_number_or_one_an_image(run, tmp_path):
+    with pytest.raises(ValueError, match=r"the metric logits is of shape \(16, 3\); it must be one number\n"):
+        run(tmp_path / "one", metrics=Metrics(of_step={"logits": lambda seen: seen.logits}))
+    with pytest.raises(ValueError, match=r"the metric norm is of shape \(\); it must be one number an image\n"):
+        run(tmp_path / "other", metrics=Metrics(of_evaluation={"norm": lambda logits, labels: jnp.sum(logits)}))
 
 
 @jax.numpy_dtype_promotion("standard")

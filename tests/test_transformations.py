@@ -19,8 +19,7 @@ from conftest import without_compilation_cache
 from flax import nnx
 from flax.nnx import bridge
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from alexnet_jax.config import PRESETS
 from alexnet_jax.data.images import Statistics

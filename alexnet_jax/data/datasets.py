@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import dataset_info, naming
-from tensorflow_datasets.core import splits as tfds_splits
+from tensorflow_datasets.core import dataset_info, naming, splits as tfds_splits
 
 from alexnet_jax.config import InputError
 from alexnet_jax.data import shapes, shards
@@ -194,11 +193,11 @@ class Dataset:
 
     name: str
     path: Path
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = dataclasses.field(repr=False)
     size: int
     encoding: str
-    splits: Mapping[str, shards.Records]
-    statistics: Statistics
+    splits: Mapping[str, shards.Records] = dataclasses.field(repr=False)
+    statistics: Statistics = dataclasses.field(repr=False)
 
     def fingerprint(self) -> str:
         """Short text that differs where the classes, the numbers of images or the training images differ."""
@@ -208,11 +207,12 @@ class Dataset:
         return digest.hexdigest()[:16]
 
 
-def open_dataset(name: str) -> Dataset:
+def open_dataset(name: str | Path) -> Dataset:
     """Opens the prepared data set at a path, or the built-in one ('shapes'), which is drawn where it is missing.
 
     Raises InputError where there is none, or it is damaged or was not written by this package.
     """
+    name = str(name)
     path = builtin_shapes() if name == "shapes" else Path(name).expanduser()
     if not path.is_dir():
         raise InputError(

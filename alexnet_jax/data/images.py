@@ -75,7 +75,8 @@ def _square(image: Image.Image, size: int) -> Pixels:
 
 class Encoding(NamedTuple):
     """How pixels are stored. decode: (stored, out) → fills `out`; raises ValueError where what is stored is damaged, or
-    of another size. feature: (tfds.features, shape) → what TFDS is told of it. form: differs where the bytes would.
+    of another size. feature: (tfds.features, shape) → what TFDS is told of it; it must have that shape. form: another
+    number whenever `encode` comes to write other bytes, so that a stopped `prepare` does not mix them.
     """
 
     encode: Callable[[Pixels], bytes]

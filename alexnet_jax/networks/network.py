@@ -37,10 +37,10 @@ class Trained:
     step: int
     config: Config
     dataset: str
-    class_names: tuple[str, ...]
-    mean_image: Float[np.ndarray, "size size 3"]
-    net: AlexNet
-    params: PyTree
+    class_names: tuple[str, ...] = dataclasses.field(repr=False)
+    mean_image: Float[np.ndarray, "size size 3"] = dataclasses.field(repr=False)
+    net: AlexNet = dataclasses.field(repr=False)
+    params: PyTree = dataclasses.field(repr=False)
 
     @property
     def size(self) -> int:

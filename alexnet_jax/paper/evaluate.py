@@ -113,7 +113,10 @@ def make_evaluation_step(
         answers = logits(params, images)
         sums = count_errors(answers, labels)
         for name, metric in (metrics or {}).items():
-            sums[name] = jnp.sum(metric(answers, jnp.maximum(labels, 0)), where=labels >= 0)
+            of_images = metric(answers, jnp.maximum(labels, 0))
+            if of_images.shape != labels.shape:
+                raise ValueError(f"the metric {name} is of shape {of_images.shape}; it must be one number an image")
+            sums[name] = jnp.sum(of_images, where=labels >= 0)
         return sums if axis_name is None else lax.psum(sums, axis_name)
 
     return evaluation_step

@@ -49,7 +49,8 @@ class Step:
         for name, public in STEPS.items():
             if public is function:
                 return name
-        return f"{function.__module__}.{getattr(function, '__qualname__', function)}"
+        # An object that is called has no name; "<" marks that, as in "<lambda>".
+        return f"{function.__module__}.{getattr(function, '__qualname__', f'<{type(function).__name__}>')}"
 
     @property
     def short_name(self) -> str:

@@ -87,6 +87,8 @@ def make_train_step(
       axis_name: of the devices over which a `pmap` or `shard_map` around it divides the batch, in order; None where
         there is none, as under `jit`, whatever the mesh.
       metrics: more numbers, of what the step has seen, averaged over the devices.
+
+    The step raises ValueError for a metric that is not one number.
     """
     random_key = jax.random.split(jax.random.key(seed))[1]
     update = optax.with_extra_args_support(optimizer).update
@@ -112,7 +114,7 @@ def make_train_step(
         (value, logits), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         gradients, value = mean((gradients, value))
         seen = Seen(state.params, gradients, logits, labels)
-        more = {name: metric(seen) for name, metric in (metrics or {}).items()}
+        more = {name: _number(name, metric(seen)) for name, metric in (metrics or {}).items()}
         wrong = logits.argmax(-1).astype(labels.dtype) != labels
         found = {"loss": value, **mean({"top1_error": jnp.mean(wrong), **more})}
         updates, opt_state = update(gradients, state.opt_state, state.params, value=value)
@@ -120,3 +122,9 @@ def make_train_step(
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), found
 
     return train_step
+
+
+def _number(name: str, value: Array) -> Array:
+    if jnp.shape(value):
+        raise ValueError(f"the metric {name} is of shape {jnp.shape(value)}; it must be one number")
+    return value

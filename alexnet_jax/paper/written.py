@@ -104,7 +104,9 @@ def _step(row: Any, layer: str, steps: Mapping[str, Callable]) -> Step:
     last = name.rpartition(".")[2]
     function = STEPS.get(name) or steps.get(name) or (steps.get(last) if "." in name else None)
     if function is None:
-        raise ValueError(f"{layer}: its step {name} is not known here; give it: load(…, steps={{'{last}': …}})")
+        raise ValueError(
+            f"{layer}: its step {name} is not known here; in code of one's own, give load(…, steps={{'{last}': …}})"
+        )
     types = getattr(function, "__annotations__", {})
     keywords = {key: _value(of, types.get(key), f"{layer}:{name} {key}") for key, of in row.items() if key != "step"}
     try:

@@ -16,6 +16,11 @@ from tqdm import tqdm
 from alexnet_jax.files import write_whole
 
 METRICS = "metrics.jsonl"
+# What its lines have; other numbers need other names.
+FIELDS = (
+    "step", "epoch", "split", "loss", "top1_error", "top5_error", "nll", "examples", "learning_rate", "rate_scale",
+    "images_per_second",
+)  # fmt: skip
 _PROGRESS = "step {n_fmt}/{total_fmt} |{bar:20}| {desc} | {remaining} left"
 
 

@@ -79,7 +79,7 @@ def claim(workdir: Path, run: Run, *, exists: bool = False) -> None:
     if differing:
         raise InputError(
             f"--workdir={workdir}: holds a run with other settings ({listed(differing)}); "
-            "give the old settings or another folder"
+            "give the old settings or another folder, which --init_from can begin from this one"
         )
 
 

@@ -11,8 +11,7 @@ import jaxlib
 import numpy as np
 import pytest
 from conftest import without_compilation_cache
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from alexnet_jax.device import onednn
 from alexnet_jax.device.tuned import conv2d_of_onednn

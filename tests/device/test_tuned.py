@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from conftest import CROP, TINY, without_compilation_cache
 
-from alexnet_jax.device import onednn, parallel, xla
-from alexnet_jax.device import tuned as forms
+from alexnet_jax.device import onednn, parallel, tuned as forms, xla
 from alexnet_jax.device.tuned import missing_forms, tuned
 from alexnet_jax.paper import layers
 from alexnet_jax.paper.architectures import ARCHITECTURES, no_normalization

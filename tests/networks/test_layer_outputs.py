@@ -15,8 +15,7 @@ from PIL import Image
 from alexnet_jax import command, features, figures
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.data import datasets, input_pipeline
-from alexnet_jax.networks import layer_outputs, one_file
-from alexnet_jax.networks import network as networks
+from alexnet_jax.networks import layer_outputs, network as networks, one_file
 from alexnet_jax.networks.layer_outputs import features_of_split
 from alexnet_jax.networks.loading import load
 from alexnet_jax.paper import model

@@ -99,7 +99,8 @@ def test_steps_of_ones_own_are_given_and_never_imported(tmp_path, dataset, kind)
     layers = with_layers(layers, conv2={"then": (*layers[1].then, own_noise)})
     place = saved(kind, tmp_path, layers, dataset)
     with pytest.raises(
-        InputError, match=r"layer 1: its step test_loading\.own_step is not known here; give it: load\("
+        InputError,
+        match=r"layer 1: its step test_loading\.own_step is not known here; in code of one's own, give",
     ):
         load(place)
     with pytest.raises(InputError, match=r"layer 2: its step test_loading\.own_noise is not known here"):
