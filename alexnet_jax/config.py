@@ -178,7 +178,9 @@ class Config:
     )
     momentum: float = option(0.9, "momentum (§5)", minimum=0, below=1)
     weight_decay: float = option(5e-4, "weight decay (§5)", minimum=0)
-    seed: int = option(0, "of the initial weights, the order of images, the augmentation and dropout", minimum=0)
+    seed: int = option(
+        0, "of the initial weights, the order of images, the augmentation and dropout", minimum=0, below=2**63
+    )
     log_every: int | str = option(
         10, "steps, or epochs as in 0.5epochs, between lines in metrics.jsonl and TensorBoard; there is one at the "
         "end, too",

@@ -86,6 +86,7 @@ def test_help_takes_less_than_half_a_second():
         ("--cache=disk", "--cache=disk: must be none or device"),
         ("--precision=float16", "--precision=float16: must be float32 or bfloat16"),
         ("--batch_size=0", "--batch_size=0: must be at least 1"),
+        ("--seed=99999999999999999999", "--seed=99999999999999999999: must be below 9223372036854775808"),
         ("--learning_rate_drops=1,x", "--learning_rate_drops=1,x"),
         ("--plateau_patience=2", "--learning_rate_drops=3.0: cannot be with --plateau_patience=2; give --plateau_pat"),
         ("--decay_biases=perhaps", "--decay_biases=perhaps"),

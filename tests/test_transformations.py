@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.export
@@ -370,6 +371,16 @@ def test_training_steps_under_shard_map(training):
 
 
 # The fast forms.
+
+
+@pytest.mark.parametrize("name", ["paper", "original"])
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_the_tables_tuned_for_other_devices_are_the_plain_one(name, platform):
+    case = built(name, "float32")
+    devices = [mock.Mock(spec=jax.Device, platform=platform)]
+    fast = dataclasses.replace(case, net=case.net.clone(layers=tuned(table(name), devices)))
+    case.close(fast.logits, case.logits, 1e-6)
+    case.close(fast.gradients, case.gradients, 1e-5)
 
 
 @pytest.mark.parametrize("name", ["paper", "original"])

@@ -1,8 +1,4 @@
-"""The forms of the network's operations that are fastest on a device, and when they are used.
-
-Each computes what its formula in `paper` does, forward and backward, in reverse mode only. docs/speed.md says what each
-gains.
-"""
+"""Which forms of the network's operations are used on a device."""
 
 import dataclasses
 import functools
@@ -10,15 +6,30 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array
 
-from alexnet_jax.device import onednn
+from alexnet_jax.device import forms, onednn
 from alexnet_jax.device.parallel import several_hosts
-from alexnet_jax.device.xla import on_its_own
 from alexnet_jax.paper import layers as formulas
-from alexnet_jax.paper.normalization import power, sum_of_neighbors, wide_type
+from alexnet_jax.paper.augment import patches
 from alexnet_jax.paper.table import Layers, Step
+
+# By platform: formula → form. What is not here is left to the compiler.
+FORMS: dict[str, dict[Callable, Callable]] = {
+    "cpu": {
+        formulas.conv2d: forms.conv2d_of_onednn,
+        formulas.max_pool: forms.max_pool,
+        formulas.dense: forms.dense,
+        formulas.add_bias: forms.add_bias,
+        formulas.local_response_norm: forms.local_response_norm,
+    },
+    "gpu": {
+        formulas.add_bias: forms.add_bias_of_gpu,
+        formulas.relu: forms.relu,
+        formulas.max_pool: forms.max_pool_of_gpu,
+        formulas.local_response_norm: forms.local_response_norm_of_gpu,
+    },
+    "tpu": {formulas.local_response_norm: forms.local_response_norm_of_tpu, patches: forms.patches_by_product},
+}
 
 
 def tuned(layers: Layers, devices: Sequence[jax.Device] | None = None) -> Layers:
@@ -26,27 +37,31 @@ def tuned(layers: Layers, devices: Sequence[jax.Device] | None = None) -> Layers
     shapes, initial values and written form. For these devices only, and for reverse-mode gradients.
 
     On CPUs: oneDNN's convolution (see `missing_forms`), or XLA's group by group; pooling that remembers places;
-    gradients of normalisation, dense layers and biases by hand. On GPUs and TPUs: the normalisation's gradient, which
-    needs less memory; their compilers do the rest.
+    gradients of normalisation, dense layers and biases by hand. On GPUs and TPUs: a normalisation that moves fewer
+    bytes, and on GPUs such a pooling; their compilers do the rest.
     """
-    platform = (devices or jax.devices())[0].platform
-    forms: dict[Callable, Callable] = {formulas.local_response_norm: local_response_norm}
-    if platform == "cpu":
-        forms |= {formulas.max_pool: max_pool, formulas.dense: dense, formulas.add_bias: add_bias}
-        forms[formulas.conv2d] = conv2d if onednn.missing() else conv2d_of_onednn
+    faster = functools.partial(form_for, devices=devices)
 
     def step(of: Any) -> Step:
-        return dataclasses.replace(of, function=forms.get(of.function, of.function))
+        return dataclasses.replace(of, function=faster(of.function))
 
     return tuple(
         dataclasses.replace(
             layer,
-            operation=forms.get(layer.operation, layer.operation),
-            add_bias=forms.get(layer.add_bias, layer.add_bias),
+            operation=faster(layer.operation),
+            add_bias=faster(layer.add_bias),
             then=tuple(map(step, layer.then)),
         )
         for layer in layers
     )
+
+
+def form_for(formula: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
+    """The fastest form of one formula on these devices (by default, all), which may be the formula itself."""
+    platform = (devices or jax.devices())[0].platform
+    if formula is formulas.conv2d and platform == "cpu" and onednn.missing():
+        return forms.conv2d
+    return FORMS.get(platform, {}).get(formula, formula)
 
 
 def missing_forms(devices: Sequence[jax.Device] | None = None) -> str:
@@ -57,208 +72,3 @@ def missing_forms(devices: Sequence[jax.Device] | None = None) -> str:
     if several_hosts():
         reasons.append("Eigen's products in place of YNNPACK's (several hosts)")
     return f"slower than it could be, without {', '.join(reasons)}" if reasons else ""
-
-
-def form_of(formula: Callable) -> Callable[[Callable], Callable]:
-    """Marks a faster form: written down, it has the formula's name."""
-
-    def mark(form: Callable) -> Callable:
-        form.formula = formula  # type: ignore[attr-defined]
-        return form
-
-    return mark
-
-
-@form_of(formulas.conv2d)
-def conv2d(x: Array, kernel: Array, *, stride: int = 1, padding: tuple[int, int] = (0, 0), groups: int = 1) -> Array:
-    """One convolution a group: XLA's CPU backend runs `feature_group_count=2` three times slower."""
-    formulas.check_fit(x, kernel, padding, groups)
-    outputs = [
-        formulas.conv2d(x_group, kernel_group, stride=stride, padding=padding)
-        for x_group, kernel_group in zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
-    ]
-    return jnp.concatenate(outputs, axis=-1)
-
-
-@form_of(formulas.conv2d)
-def conv2d_of_onednn(
-    x: Array, kernel: Array, *, stride: int = 1, padding: tuple[int, int] = (0, 0), groups: int = 1
-) -> Array:
-    """For float32; what is of another type is for `conv2d`."""
-    formulas.check_fit(x, kernel, padding, groups)  # oneDNN would read beyond the end
-    if not (x.dtype == kernel.dtype == jnp.float32 and x.size):
-        return conv2d(x, kernel, stride=stride, padding=padding, groups=groups)
-    if max(padding) >= len(kernel):  # as in the formula: of such a padding XLA's gradients are wrong
-        x, padding = jnp.pad(x, [(0, 0), padding, padding, (0, 0)]), (0, 0)
-    return _with_onednn(x, kernel, stride, padding, groups)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _with_onednn(x: Array, kernel: Array, stride: int, padding: tuple[int, int], groups: int) -> Array:
-    return onednn.convolution(x, kernel, stride=stride, padding=padding, groups=groups)
-
-
-def _with_onednn_forward(x: Array, kernel: Array, *options: Any) -> tuple[Array, tuple]:
-    return _with_onednn(x, kernel, *options), (x, kernel)
-
-
-def _with_onednn_backward(
-    stride: int, padding: tuple[int, int], groups: int, saved: tuple, gradient: Array
-) -> tuple[Array, Array]:
-    """At stride 1 the input's gradient is itself a convolution: of the output's gradient, padded to the full overlap,
-    with the kernel turned by 180° and its channels and features exchanged. For the kernel's, oneDNN has a function that
-    XLA cannot call.
-    """
-    x, kernel = saved
-    of = functools.partial(conv2d, stride=stride, padding=padding, groups=groups)
-    of_kernel = jax.linear_transpose(lambda kernel: of(x, kernel), kernel)(gradient)[0]
-    if stride > 1:
-        of_x = jax.linear_transpose(lambda x: of(x, kernel), x)(gradient)[0]
-    else:
-        turned = [part[::-1, ::-1].swapaxes(2, 3) for part in jnp.split(kernel, groups, axis=-1)]
-        low, high = (len(kernel) - 1 - pad for pad in padding)
-        of_x = conv2d_of_onednn(gradient, jnp.concatenate(turned, axis=-1), padding=(low, high), groups=groups)
-    return of_x, of_kernel
-
-
-_with_onednn.defvjp(_with_onednn_forward, _with_onednn_backward)
-
-
-@jax.custom_vjp
-def _dense(x: Array, kernel: Array) -> Array:
-    return x @ kernel
-
-
-def _dense_forward(x: Array, kernel: Array) -> tuple[Array, tuple]:
-    return x @ kernel, (x, kernel)
-
-
-def _dense_backward(saved: tuple, gradient: Array) -> tuple[Array, Array]:
-    """(gradient · kernelᵀ, xᵀ · gradient).
-
-    The first as (kernel · gradientᵀ)ᵀ, since Eigen multiplies by a transposed kernel several times slower from
-    the right; and before the second, since XLA would copy a kernel which the update might overwrite too early.
-    """
-    x, kernel = saved
-    of_x, gradient = on_its_own(lambda of_x, gradient: (of_x.T, gradient), kernel @ gradient.T, gradient)
-    return of_x, x.T @ gradient
-
-
-_dense.defvjp(_dense_forward, _dense_backward)
-
-
-@form_of(formulas.dense)
-def dense(x: Array, kernel: Array) -> Array:
-    """x · kernel."""
-    return _dense(x, kernel)
-
-
-@jax.custom_vjp
-def _add_bias(x: Array, bias: Array) -> Array:
-    return formulas.add_bias(x, bias)
-
-
-def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, Array]:
-    return formulas.add_bias(x, bias), bias
-
-
-def _add_bias_backward(bias: Array, gradient: Array) -> tuple[Array, Array]:
-    """(gradient, its sum over the batch, and over the places if they share the bias).
-
-    Over the batch by a product, which is many times faster than XLA's sums on CPU.
-    On its own, since else the gradient would be computed twice, for this sum and for the layer's kernel.
-    """
-
-    def with_sum(gradient: Array) -> tuple[Array, Array]:
-        ones, rows = jnp.ones(len(gradient), gradient.dtype), gradient.reshape(len(gradient), -1)
-        over_batch = jnp.matmul(ones, rows, preferred_element_type=wide_type(gradient))
-        over_places = over_batch.reshape(-1, *bias.shape).sum(0)
-        return gradient, over_places.astype(gradient.dtype)
-
-    return on_its_own(with_sum, gradient)
-
-
-_add_bias.defvjp(_add_bias_forward, _add_bias_backward)
-
-
-@form_of(formulas.add_bias)
-def add_bias(x: Array, bias: Array) -> Array:
-    """x + bias."""
-    return _add_bias(x, bias)
-
-
-@form_of(formulas.max_pool)
-def max_pool(x: Array, *, window: int, stride: int, ceil_mode: bool = False) -> Array:
-    """Remembers, in a byte, which of the window's places was the largest, and sends the gradient there."""
-    padding = formulas.overhang(x, window, stride, ceil_mode)
-    if any(map(any, padding)):
-        x = jnp.pad(x, padding, constant_values=-jnp.inf)
-    return _max_pool(x, window, stride, x.shape)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_pool(x: Array, window: int, stride: int, shape: tuple[int, ...]) -> Array:
-    return on_its_own(lambda x: functools.reduce(jnp.maximum, _places(x, window, stride)), x)
-
-
-def _max_pool_forward(x: Array, window: int, stride: int, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    def largest_and_its_place(x: Array) -> tuple[Array, Array]:
-        first, *others = _places(x, window, stride)
-        largest, index = first, jnp.zeros(first.shape, jnp.int8 if window <= 11 else jnp.int32)
-        for number, place in enumerate(others, start=1):
-            index = jnp.where(place > largest, jnp.asarray(number, index.dtype), index)
-            largest = jnp.maximum(place, largest)
-        return largest, index
-
-    return on_its_own(largest_and_its_place, x)
-
-
-def _max_pool_backward(window: int, stride: int, shape: tuple[int, ...], index: Array, gradient: Array) -> tuple[Array]:
-    def back_to_its_place(gradient: Array, index: Array) -> Array:
-        parts = [jnp.where(index == number, gradient, 0) for number in range(window**2)]
-        x = jax.ShapeDtypeStruct(shape, gradient.dtype)
-        return jax.linear_transpose(lambda x: _places(x, window, stride), x)(parts)[0]
-
-    return (on_its_own(back_to_its_place, gradient, index),)
-
-
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
-
-
-def _places(x: Array, window: int, stride: int) -> list[Array]:
-    """What lies at each of the window's places, row by row: window² arrays of the output's shape."""
-    height, width = (stride * ((length - window) // stride) + 1 for length in x.shape[1:3])
-    return [
-        x[:, row : row + height : stride, column : column + width : stride]
-        for row in range(window)
-        for column in range(window)
-    ]
-
-
-@form_of(formulas.local_response_norm)
-def local_response_norm(x: Array, *, size: int, k: float, alpha: float, beta: float, groups: int = 1) -> Array:
-    """Keeps only its input for the way back."""
-    return _normalize(x, size, k, alpha, beta, groups)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
-def _normalize(x: Array, size: int, k: float, alpha: float, beta: float, groups: int) -> Array:
-    return formulas.local_response_norm(x, size=size, k=k, alpha=alpha, beta=beta, groups=groups)
-
-
-def _normalize_forward(x: Array, *parameters: Any) -> tuple[Array, Array]:
-    return _normalize(x, *parameters), x
-
-
-def _normalize_backward(
-    size: int, k: float, alpha: float, beta: float, groups: int, x: Array, gradient: Array
-) -> tuple[Array]:
-    """With d = k + α Σ a² and b = a d^-β:  ∂L/∂a_i = g_i d_i^-β - 2αβ a_i Σ_{|j-i| ≤ size // 2} g_j a_j d_j^(-β-1)."""
-    a, g = (of.astype(wide_type(of)) for of in (x, gradient))
-    d = k + alpha * sum_of_neighbors(jnp.square(a), size, groups)
-    scale = power(d, -beta)
-    of_a = g * scale - 2 * alpha * beta * a * sum_of_neighbors(g * a * scale / d, size, groups)
-    return (of_a.astype(x.dtype),)
-
-
-_normalize.defvjp(_normalize_forward, _normalize_backward)

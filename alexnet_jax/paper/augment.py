@@ -6,10 +6,13 @@ Every random function takes one key, or one key an image. With one key an image 
 into pieces for several devices without changing a single number.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import random
-from jaxtyping import Array, Float, Int, Key, Num, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
 
 def image_keys(key: Key[Array, "*batch"], images: int | Int[Array, "n"], *, chunk: int = 1) -> Key[Array, "n"]:
@@ -35,21 +38,41 @@ def random_crop(
     in 256, as §4.1 counts ("a factor of 2048", with reflections). With `to_edge` it is one of 33 · 33, as in
     the 2012 code: the patches at the bottom and right edges count too.
     """
-    margin = jnp.array([images.shape[1] - size, images.shape[2] - size]) + int(to_edge)
+    corners = _random_corners(image_keys(key, len(images)), images.shape, size, to_edge)
+    return patches(images, corners, jnp.zeros(len(images), bool), size)
 
-    def crop(key, image):
-        top, left = random.randint(key, (2,), 0, jnp.maximum(margin, 1))
-        return jax.lax.dynamic_slice(image, (top, left, 0), (size, size, 3))
 
-    return jax.vmap(crop)(image_keys(key, len(images)), images)
+def _random_corners(keys: Key[Array, "n"], shape: tuple[int, ...], size: int, to_edge: bool) -> Int[Array, "n 2"]:
+    places = np.maximum(np.subtract(shape[1:3], size) + to_edge, 1)
+
+    def corner(key: Array) -> Array:  # by a uniform number: cheaper than an integer, and its steps are of 2⁻²³
+        return (random.uniform(key, (2,), jnp.float32) * places.astype(np.float32)).astype(jnp.int32)
+
+    return jax.vmap(corner)(keys)
+
+
+def patches(
+    images: Num[Array, "n height width 3"], corners: Int[Array, "n 2"], mirrored: Bool[Array, "n"], size: int
+) -> Num[Array, "n {size} {size} 3"]:
+    """The `size` × `size` patch of each image from its (top, left) on, mirrored left-right or not."""
+
+    def cut(image: Array, corner: Array) -> Array:
+        return jax.lax.dynamic_slice(image, (*corner, jnp.zeros_like(corner[0])), (size, size, 3))
+
+    cuts = jax.vmap(cut)(images, corners)
+    return jnp.where(mirrored[:, None, None, None], cuts[:, :, ::-1], cuts)
 
 
 def random_reflection(
     key: Key[Array, "*batch"], images: Num[Array, "n height width 3"]
 ) -> Num[Array, "n height width 3"]:
     """Mirrors each image left-right with probability one half (§4.1)."""
-    mirror = jax.vmap(random.bernoulli)(image_keys(key, len(images)))
-    return jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
+    mirrored = _half(image_keys(key, len(images)))
+    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+
+def _half(keys: Key[Array, "n"]) -> Bool[Array, "n"]:
+    return jax.vmap(random.bernoulli)(keys)
 
 
 def pca_color(
@@ -106,6 +129,7 @@ def training_views(
     crop_to_edge: bool = False,
     center_mean: bool = False,
     color_rescale: bool = False,
+    cut: Callable[[Array, Array, Array, int], Array] = patches,
 ) -> Float[Array, "n {size} {size} 3"]:
     """All of §2 and §4.1 in the paper's order: minus the mean, random patch, reflection, colour.
 
@@ -119,17 +143,18 @@ def training_views(
       center_mean: the centre of the mean image is subtracted from every patch, wherever it comes from and mirrored
         or not; else each pixel meets its own mean.
       color_rescale: image and colour are divided by 1 + color_scale, to come back to the scale of the test.
+
+    cut: what computes `patches`.
     """
-    crop_key, reflection_key, color_key = split_each(image_keys(key, len(images)), 3)
+    crop_keys, reflection_keys, color_keys = split_each(image_keys(key, len(images)), 3)
     if chunk_key is not None:
-        crop_key, reflection_key, _ = split_each(chunk_key, 3)
-    pixels = images if center_mean else subtract_mean(images, mean_image)
-    views = random_crop(crop_key, pixels, size, to_edge=crop_to_edge)
-    if reflect:
-        views = random_reflection(reflection_key, views)
+        crop_keys, reflection_keys, _ = split_each(chunk_key, 3)
+    corners = _random_corners(crop_keys, images.shape, size, crop_to_edge)
+    mirrored = _half(reflection_keys) if reflect else jnp.zeros(len(images), bool)
+    views = cut(images if center_mean else subtract_mean(images, mean_image), corners, mirrored, size)
     if center_mean:
         views = subtract_mean(views, center_view(mean_image[None], size)[0])
-    views = pca_color(color_key, views, pca, color_scale)
+    views = pca_color(color_keys, views, pca, color_scale)
     return views / (1 + color_scale) if color_rescale else views
 
 

@@ -29,7 +29,7 @@ class _Layer(nn.Module):
         x = layer.add_bias(layer(x, kernel.astype(self.dtype)), bias.astype(self.dtype))
         self.sow("intermediates", "", x)  # for `outputs`; nothing is kept where nobody asks
         for number, (name, step) in enumerate(zip(step_names("", layer), layer.then, strict=True)):
-            x = step(x, _fold_in(keys, number))
+            x = step(x, _fold_in(keys, number) if step.is_random else None)
             self.sow("intermediates", name, x)
         return x
 
@@ -64,7 +64,8 @@ class AlexNet(nn.Module):
         x = images.astype(self.dtype)
         for number, (name, layer) in enumerate(named(self.layers).items()):
             with _naming(name, images.shape):
-                x = _Layer(layer, self.dtype, name=name)(x, _fold_in(keys, number))
+                is_random = any(step.is_random for step in layer.then)
+                x = _Layer(layer, self.dtype, name=name)(x, _fold_in(keys, number) if is_random else None)
         return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 

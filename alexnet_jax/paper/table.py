@@ -61,9 +61,14 @@ class Step:
         """With other values of these keywords."""
         return Step.of(functools.partial(self.function, **{**dict(self.keywords), **keywords}))
 
+    @property
+    def is_random(self) -> bool:
+        """Whether it takes keys."""
+        return hasattr(self.function, "takes_key")
+
     def __call__(self, x: Array, keys: Array | None = None) -> Array:
         """Of a layer's output. keys: one an image, for what is random in training; else None."""
-        if hasattr(self.function, "takes_key"):
+        if self.is_random:
             return self.function(x, keys, **dict(self.keywords))
         return self.function(x, **dict(self.keywords))
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from alexnet_jax.config import Config
 from alexnet_jax.data.images import Statistics
-from alexnet_jax.paper.augment import image_keys, split_each, training_views
+from alexnet_jax.paper.augment import image_keys, patches, split_each, training_views
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.train_state import TrainState
 
@@ -50,10 +50,12 @@ class Seen(NamedTuple):
     labels: Int[Array, "n"]
 
 
-def papers_augmentation(config: Config, statistics: Statistics, steps_per_epoch: float) -> Augment:
+def papers_augmentation(
+    config: Config, statistics: Statistics, steps_per_epoch: float, *, cut: Callable = patches
+) -> Augment:
     """§2 and §4.1, as the config has them, with what the code of 2012 did otherwise. See `augment.training_views`.
 
-    statistics: of the training images, as `open_dataset(…).statistics`.
+    statistics: of the training images, as `open_dataset(…).statistics`. cut: what computes `augment.patches`.
     """
     mean_image, pca = (jnp.asarray(of, jnp.float32) for of in (statistics.mean_image, statistics.color_pca))
     off_from = round(config.color_off_from * steps_per_epoch)
@@ -62,8 +64,9 @@ def papers_augmentation(config: Config, statistics: Statistics, steps_per_epoch:
         scale = jnp.where(draws.step < off_from, config.color_scale, 0.0) if off_from else config.color_scale
         return training_views(
             draws.keys(), images, mean_image, pca, size=config.crop_size, color_scale=scale,
-            chunk_key=draws.keys(chunk=config.crop_chunk), reflect=config.reflect, crop_to_edge=config.crop_to_edge,
-            center_mean=config.center_mean, color_rescale=config.color_rescale,
+            chunk_key=draws.keys(chunk=config.crop_chunk) if config.crop_chunk > 1 else None, reflect=config.reflect,
+            crop_to_edge=config.crop_to_edge, center_mean=config.center_mean, color_rescale=config.color_rescale,
+            cut=cut,
         )  # fmt: skip
 
     return augment

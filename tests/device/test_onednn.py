@@ -14,7 +14,7 @@ from conftest import without_compilation_cache
 from hypothesis import example, given, strategies as st
 
 from alexnet_jax.device import onednn
-from alexnet_jax.device.tuned import conv2d_of_onednn
+from alexnet_jax.device.forms import conv2d_of_onednn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "paper"))
 from test_layers import check_gradients, conv2d_gradients, normal

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from conftest import CROP, TINY, without_compilation_cache
 
-from alexnet_jax.device import onednn, parallel, tuned as forms, xla
-from alexnet_jax.device.tuned import missing_forms, tuned
+from alexnet_jax.device import forms, onednn, parallel, xla
+from alexnet_jax.device.tuned import form_for, missing_forms, tuned
 from alexnet_jax.paper import layers
-from alexnet_jax.paper.architectures import ARCHITECTURES, no_normalization
+from alexnet_jax.paper.architectures import ARCHITECTURES
+from alexnet_jax.paper.augment import patches
 from alexnet_jax.paper.layers import average_pool, relu
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.table import Dense, Local, output_names, with_layers
@@ -61,13 +62,26 @@ def test_on_a_cpu_all_that_has_a_fast_form_gets_it():
             assert {layer.operation for layer in tuned(TINY, CPU)[:2]} == {forms.conv2d_of_onednn}
 
 
-@pytest.mark.parametrize("devices", [GPU, TPU], ids=["gpu", "tpu"])
-def test_elsewhere_only_the_normalization_gets_one(devices):
+@pytest.mark.parametrize(
+    ("devices", "faster"),
+    [
+        (GPU, {
+            layers.add_bias: forms.add_bias_of_gpu, relu: forms.relu, layers.max_pool: forms.max_pool_of_gpu,
+            layers.local_response_norm: forms.local_response_norm_of_gpu,
+        }),
+        (TPU, {layers.local_response_norm: forms.local_response_norm_of_tpu}),
+    ],
+    ids=["gpu", "tpu"],
+)  # fmt: skip
+def test_what_has_a_fast_form_elsewhere(devices, faster):
     fast = tuned(TINY, devices)
-    assert functions(fast) - functions(TINY) == {forms.local_response_norm}
-    assert functions(TINY) - functions(fast) == {layers.local_response_norm}
-    without = no_normalization(TINY)
-    assert tuned(without, devices) == without
+    assert functions(fast) - functions(TINY) == {*faster.values()}
+    assert functions(TINY) - functions(fast) == {*faster}
+    assert form_for(patches, devices) is (forms.patches_by_product if devices is TPU else patches)
+
+
+def test_other_platforms_have_the_formulas():
+    assert tuned(TINY, [mock.Mock(spec=jax.Device, platform="metal")]) == TINY
 
 
 def test_what_has_no_fast_form_is_left_as_it_is():

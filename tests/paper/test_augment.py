@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alexnet_jax.device import forms
 from alexnet_jax.paper import augment
 
 
@@ -31,6 +32,24 @@ def test_random_crop_cuts_a_patch_of_the_image_at_one_of_32_by_32_places(to_edge
 def test_random_crop_of_the_whole_image_is_the_image():
     images = places(7, 7, 2)
     np.testing.assert_array_equal(augment.random_crop(jax.random.key(0), images, 7), images)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32, jnp.bfloat16])
+def test_patches_are_cut_and_mirrored_and_so_are_those_by_products(dtype):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (6, 17, 13, 3)).astype(np.uint8)
+    pixels = np.asarray(jnp.asarray(images, dtype))
+    if dtype == jnp.float32:
+        pixels = pixels - random.random(pixels.shape, np.float32)  # all bits of the mantissa
+    corners, mirrored = random.integers(0, [9, 5], (6, 2)), np.array([True, False] * 3)
+    expected = np.stack(
+        [image[top : top + 9, left : left + 9] for image, (top, left) in zip(pixels, corners, strict=True)]
+    )
+    expected[mirrored] = expected[mirrored][:, :, ::-1]
+    for cut in (augment.patches, forms.patches_by_product):
+        found = jax.jit(cut, static_argnums=3)(jnp.asarray(pixels), jnp.asarray(corners), jnp.asarray(mirrored), 9)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_random_reflection_mirrors_half_of_the_images_left_right():

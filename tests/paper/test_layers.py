@@ -1,16 +1,34 @@
 """Each operation against NumPy, float64, written from the formula: the formulas, and their fast forms on a CPU."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from alexnet_jax.device import tuned
+from alexnet_jax.device import forms as of_device
 from alexnet_jax.paper import layers
 
 # oneDNN's convolution is a third form: tests/device/test_onednn.py.
-all_forms = pytest.mark.parametrize("forms", [layers, tuned], ids=["formulas", "tuned"])
+# Those of GPUs and TPUs are computed on the CPU here.
+FORMS = {
+    "formulas": layers,
+    "cpu": of_device,
+    "gpu": types.SimpleNamespace(
+        add_bias=of_device.add_bias_of_gpu, relu=of_device.relu, max_pool=of_device.max_pool_of_gpu,
+        local_response_norm=of_device.local_response_norm_of_gpu,
+    ),
+    "tpu": types.SimpleNamespace(local_response_norm=of_device.local_response_norm_of_tpu),
+}  # fmt: skip
+
+
+def all_forms(*names):
+    return pytest.mark.parametrize("forms", [FORMS[name] for name in ("formulas", *names)], ids=["formulas", *names])
+
+
+of_two, of_three, of_four = all_forms("cpu"), all_forms("cpu", "gpu"), all_forms("cpu", "gpu", "tpu")
 
 
 def normal(seed, *shape, scale=1.0):
@@ -31,7 +49,7 @@ def conv2d_oracle(x, kernel, stride, padding, groups):
     return out
 
 
-@all_forms
+@of_two
 @pytest.mark.parametrize(
     ("stride", "padding", "groups"), [(1, (0, 0), 1), (4, (0, 3), 1), (1, (2, 2), 2), (2, (1, 0), 4)]
 )
@@ -52,7 +70,7 @@ def lrn_oracle(x, size, k, alpha, beta, groups):
     return out
 
 
-@all_forms
+@of_four
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("alpha", [1e-4, 1e-4 / 5])  # as the paper has it; as the 2012 code has it
 @pytest.mark.parametrize("scale", [0.01, 1.0, 300.0])
@@ -73,7 +91,7 @@ def numeric_gradient(function, x, weights):
     return gradient
 
 
-@all_forms
+@of_four
 def test_local_response_norm_gradient(forms):
     x, weights = normal(0, 2, 12, scale=100), normal(1, 2, 12)
     constants = {"size": 5, "k": 2.0, "alpha": 1e-4, "beta": 0.75, "groups": 2}
@@ -109,7 +127,7 @@ def test_spatial_response_norm_gradient():
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
-@all_forms
+@of_three
 @pytest.mark.parametrize(("window", "stride", "height", "width"), [(3, 2, 13, 27), (3, 2, 14, 8), (2, 2, 9, 8)])
 def test_max_pool(forms, window, stride, height, width):
     x = normal(0, 2, height, width, 3)
@@ -122,7 +140,7 @@ def test_max_pool(forms, window, stride, height, width):
             np.testing.assert_array_equal(out[:, i, j], patch.max((1, 2)))
 
 
-@all_forms
+@of_three
 @pytest.mark.parametrize(
     ("window", "stride", "length", "outputs"),
     [(2, 2, 55, 28), (2, 2, 11, 6), (3, 2, 32, 16), (3, 2, 13, 6), (2, 4, 7, 2), (2, 4, 8, 2)],
@@ -137,7 +155,7 @@ def test_max_pool_in_ceil_mode_clips_the_last_window(forms, window, stride, leng
             np.testing.assert_array_equal(out[:, i, j], patch.max((1, 2)))
 
 
-@all_forms
+@of_three
 def test_max_pool_gradient_goes_to_the_maximum(forms):
     x = jnp.array(np.random.default_rng(0).permutation(25).reshape(1, 5, 5, 1), jnp.float32)
     gradient = jax.grad(lambda x: jnp.sum(forms.max_pool(x, window=3, stride=2)))(x)
@@ -167,7 +185,7 @@ def test_inverted_dropout_rescales_in_training_and_keeps_at_test():
     np.testing.assert_array_equal(layers.dropout(x, None, inverted=True), x)
 
 
-@all_forms
+@of_two
 def test_what_no_window_fits_is_refused(forms):
     with pytest.raises(ValueError, match="2×9 is smaller than a pooling window of 3"):
         forms.max_pool(jnp.zeros((1, 2, 9, 1)), window=3, stride=2)
@@ -177,7 +195,7 @@ def test_what_no_window_fits_is_refused(forms):
         forms.conv2d(jnp.zeros((1, 2, 9, 1)), jnp.zeros((5, 5, 1, 1)), padding=(0, 2))
 
 
-@all_forms
+@of_two
 @pytest.mark.parametrize(("shape", "groups"), [((3, 3, 4, 6), 1), ((3, 3, 8, 6), 2), ((3, 3, 4, 7), 2)])
 def test_a_kernel_that_does_not_fit_is_refused(forms, shape, groups):
     with pytest.raises(ValueError, match=rf"{shape[2]}, {shape[3]}\) does not fit 8 channels in {groups} groups"):
@@ -195,7 +213,8 @@ def test_dropout_differs_by_image_and_not_by_how_the_batch_is_cut():
 
 
 def check_gradients(function, oracle, *arguments):
-    """Of Σ w · function(…): to 1e-5 of the largest. `oracle(w, …)` gives the output and the gradients.
+    """Of Σ w · function(…): to 1e-5 of the largest, or of what it would be if all signs were the same, since sums may
+    cancel. `oracle(w, …)` gives the output and the gradients.
 
     The output to 2e-6: d ** β of d up to 2 ** 83 is 2 ** (β · 83), of which float32 rounds the exponent by 2e-6.
     """
@@ -207,15 +226,12 @@ def check_gradients(function, oracle, *arguments):
 
     weights = normal(9, *jax.eval_shape(function, *arguments).shape)
     out, found = output_and_gradients(weights, *arguments)
-    expected, *gradients = oracle(weights.astype(np.float64), *(argument.astype(np.float64) for argument in arguments))
-    close(out, expected, 2e-6)
-    for gradient, right in zip(found, gradients, strict=True):
-        close(gradient, right, 1e-5)
-
-
-def close(found, expected, tolerance):
-    assert found.shape == expected.shape
-    np.testing.assert_array_less(np.abs(found - expected), tolerance * np.abs(expected).max() + 1e-30)
+    wide = [of.astype(np.float64) for of in (weights, *arguments)]
+    expected, sizes = oracle(*wide), oracle(*map(np.abs, wide))
+    for one, right, size, tolerance in zip((out, *found), expected, sizes, [2e-6] + [1e-5] * len(found), strict=True):
+        assert one.shape == right.shape
+        largest = max(np.abs(right).max(), np.abs(size).max())
+        np.testing.assert_array_less(np.abs(one - right), tolerance * largest + 1e-30)
 
 
 def lrn_gradients(size, k, alpha, beta, groups):
@@ -233,7 +249,7 @@ def lrn_gradients(size, k, alpha, beta, groups):
     return oracle
 
 
-@all_forms
+@of_four
 @given(
     st.integers(1, 3), st.integers(1, 9), st.sampled_from([1, 3, 5, 7]), st.sampled_from([0.75, 0.6, 1.0]),
     st.sampled_from([1.0, 2.0]), st.integers(-18, 15), st.integers(0, 99),
@@ -257,7 +273,7 @@ def max_pool_gradients(window, stride, ceil_mode):
     return oracle
 
 
-@all_forms
+@of_three
 @given(
     st.integers(1, 4), st.integers(1, 4), st.integers(0, 7), st.integers(0, 7), st.booleans(), st.integers(1, 5),
     st.integers(0, 99),
@@ -311,7 +327,18 @@ def test_locally_connected_and_its_gradients(window, padding, rows, columns, cha
     check_gradients(lambda x, kernel: layers.locally_connected(x, kernel, padding=padding), oracle, x, kernel)
 
 
-@all_forms
+@all_forms("gpu")
+@given(st.integers(1, 9), st.integers(0, 99))
+def test_relu_and_its_gradient(forms, n, seed):
+    x = np.round(normal(seed, n, 7))  # many zeros
+
+    def oracle(g, x):
+        return np.maximum(x, 0), np.where(x > 0, g, 0)
+
+    check_gradients(forms.relu, oracle, x)
+
+
+@of_two
 @given(st.integers(1, 9), st.integers(1, 65), st.integers(1, 65), st.integers(0, 99))
 def test_dense_and_its_gradients(forms, n, inputs, features, seed):
     def oracle(g, x, kernel):
@@ -320,7 +347,7 @@ def test_dense_and_its_gradients(forms, n, inputs, features, seed):
     check_gradients(forms.dense, oracle, normal(seed, n, inputs), normal(seed + 1, inputs, features))
 
 
-@all_forms
+@of_three
 @given(st.integers(1, 70), st.integers(0, 2), st.integers(1, 33), st.integers(1, 9), st.integers(0, 99))
 def test_bias_and_its_gradient(forms, n, axes, length, features, seed):
     def oracle(g, x, bias):
@@ -330,7 +357,7 @@ def test_bias_and_its_gradient(forms, n, axes, length, features, seed):
     check_gradients(forms.add_bias, oracle, x, normal(seed + 1, features))
 
 
-@all_forms
+@of_three
 def test_a_bias_of_each_place_and_its_gradient(forms):
     def oracle(g, x, bias):
         return x + bias, g, g.sum(0)
@@ -338,7 +365,7 @@ def test_a_bias_of_each_place_and_its_gradient(forms):
     check_gradients(forms.add_bias, oracle, normal(0, 5, 3, 2, 4), normal(1, 3, 2, 4))
 
 
-@all_forms
+@of_three
 def test_the_gradient_of_a_bfloat16_bias_is_summed_in_float32(forms):
     gradient = jax.vjp(forms.add_bias, jnp.zeros((300, 9, 2), jnp.bfloat16), jnp.zeros(2, jnp.bfloat16))[1]
     np.testing.assert_array_equal(gradient(jnp.ones((300, 9, 2), jnp.bfloat16))[1], jnp.full(2, 2700, jnp.bfloat16))
@@ -363,7 +390,7 @@ def conv2d_gradients(stride, padding, groups):
     return oracle
 
 
-@all_forms
+@of_two
 @given(
     st.integers(1, 4), st.integers(1, 3), st.integers(0, 4), st.integers(0, 4), st.integers(1, 3), st.integers(1, 4),
     st.integers(1, 4), st.integers(0, 5), st.integers(0, 5), st.integers(0, 99),
@@ -375,7 +402,7 @@ def test_convolution_and_its_gradients(forms, window, stride, low, high, groups,
     check_gradients(lambda x, kernel: forms.conv2d(x, kernel, **options), conv2d_gradients(**options), x, kernel)
 
 
-@all_forms
+@of_four
 def test_bfloat16_is_normalized_in_float32(forms):
     constants = {"size": 5, "k": 2.0, "alpha": 1e-4, "beta": 0.75, "groups": 1}
     a = jnp.asarray(normal(0, 4, 12, scale=100), jnp.bfloat16)
@@ -383,3 +410,20 @@ def test_bfloat16_is_normalized_in_float32(forms):
     assert out.dtype == jnp.bfloat16
     expected = forms.local_response_norm(a.astype(jnp.float32), **constants).astype(jnp.bfloat16)
     np.testing.assert_array_equal(out, expected)
+
+
+@of_four
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0, 1e4])
+def test_the_gradient_of_a_bfloat16_normalization_is_right_to_its_rounding(forms, scale):
+    constants = {"size": 5, "k": 2.0, "alpha": 1e-4, "beta": 0.75, "groups": 2}
+    a, g = (jnp.asarray(normal(seed, 40, 24, scale=of), jnp.bfloat16) for seed, of in ((0, scale), (1, 1.0)))
+    out, back = jax.vjp(lambda a: forms.local_response_norm(a, **constants), a)
+    wide = tuple(np.asarray(of.astype(jnp.float32), np.float64) for of in (g, a))
+    right, right_gradient = lrn_gradients(**constants)(*wide)
+    # One rounding costs 2⁻⁸: of the result at the end, and on GPUs and TPUs of the summands, whatever their signs.
+    absolute = tuple(map(np.abs, wide))
+    summands = absolute[0] * right / wide[1] - lrn_gradients(**constants)(*absolute)[1]
+    for found, expected, others in ((out, right, 0), (back(g)[0], right_gradient, summands)):
+        assert found.dtype == jnp.bfloat16
+        error = np.abs(np.asarray(found, np.float64) - expected)
+        assert np.all(error <= 2.0**-8 * 1.001 * (np.abs(expected) + others))
