@@ -14,6 +14,7 @@ from PIL import Image
 import alexnet_jax
 from alexnet_jax.config import Config
 from alexnet_jax.data import datasets
+from alexnet_jax.paper.train_state import shapes_of_params
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,7 +69,7 @@ def test_the_pages_on_own_code_do_what_they_say(tmp_path, monkeypatch):
 def test_the_code_on_speed_compiles(tmp_path, monkeypatch):
     net, apply = (run(ROOT / "docs" / "speed.md")[name] for name in ("net", "apply"))
     images = np.zeros((1, 224, 224, 3), np.float32)
-    params = alexnet_jax.paper.train_state.shapes_of_params(net, 224)
+    params = shapes_of_params(net, 224)
     assert apply.lower(params, images).out_info.shape == (1, 1000)
 
 
