@@ -200,3 +200,27 @@ def imagenet_plan() -> str:
     return (
         f"{times}\n\n{disk}\n\n{table(header, rows)}\n\nOne process reads {at_most:,} images/s at most. {where(read)}."
     )
+
+
+def compiled() -> str:
+    rows, notes = [], []
+    for target in ("h100", "v5e", "v6e", "v4"):
+        if not (RESULTS / f"compiled_{target}.json").exists():
+            notes.append(f"Not compiled for {target}.")
+            continue
+        values = log(f"compiled_{target}")
+        for row in values["rows"]:
+            by_xla = f" ({row['gigabytes_by_xla']})" if row["gigabytes_by_xla"] else ""
+            rows.append(
+                [
+                    f"{target}, {row['devices']}", row["task"], f"{row['precision']}, {row['batch']:,}",
+                    f"{row['gigabytes']}{by_xla}", row["least_gigabytes"], row["memory_ms"], row["computing_ms"],
+                    row["peak_gigabytes"], row["compile_cpu_seconds"],
+                ]
+            )  # fmt: skip
+        notes.append(f"{target}: jax {values['versions']['jax']}, {values['date']}.")
+    header = [
+        "for, devices", "task", "precision, batch", "GB moved by each (by XLA's account)", "least", "memory, ms",
+        "computing, ms", "peak GB", "compiled in CPU-s",
+    ]  # fmt: skip
+    return f"{table(header, rows)}\n\n{' '.join(notes)}"

@@ -150,7 +150,7 @@ def add_bias(x: Array, bias: Array) -> Array:
 
 
 @form_of(formulas.add_bias)
-def add_bias_of_gpu(x: Array, bias: Array) -> Array:
+def add_narrow_bias(x: Array, bias: Array) -> Array:
     """In the type of x, the same number, which cuDNN adds to a convolution; only the gradient is summed in float32."""
     return _add_narrow(x, bias)
 
@@ -279,10 +279,12 @@ def _normalize_backward(
 _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
-def _normalization(sums: Callable) -> Callable:
-    """For devices that wait for their memory: neither d nor any other sum is ever written there in float32.
+def _normalization(sums: Callable, *, twice: bool) -> Callable:
+    """For devices that wait for their memory: rather than to be written there in float32, d is computed again.
 
-    sums: (x, size, groups) → as `sum_of_neighbors`.
+    XLA does that only for what is used once or twice, and cheap; so the powers of d are written in another way.
+
+    sums: (x, size, groups) → as `sum_of_neighbors`. twice: whether d is computed anew in each pass of the way back.
     """
 
     @form_of(formulas.local_response_norm)
@@ -292,7 +294,7 @@ def _normalization(sums: Callable) -> Callable:
     @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
     def normalized(x: Array, size: int, k: float, alpha: float, beta: float, groups: int) -> Array:
         a = x.astype(wide_type(x))
-        return (a * power(k + alpha * sums(jnp.square(a), size, groups), -beta)).astype(x.dtype)
+        return (a * _scale(k + alpha * sums(jnp.square(a), size, groups), beta)).astype(x.dtype)
 
     def forward(x: Array, *parameters: Any) -> tuple[Array, Array]:
         return normalized(x, *parameters), x
@@ -300,25 +302,33 @@ def _normalization(sums: Callable) -> Callable:
     def backward(
         size: int, k: float, alpha: float, beta: float, groups: int, x: Array, gradient: Array
     ) -> tuple[Array]:
-        """As `_normalize_backward`, in two passes, and for bfloat16 with as wide a type between them.
-
-        There powers are by logarithms: of these XLA computes d twice, rather than to write it in float32. Their error
-        is far below bfloat16's; e^40 keeps d^(-β-1) in range.
+        """As `_normalize_backward`: first the summands, which are kept in the type of x if that is bfloat16; and then
+        the gradient.
         """
-        x = lax.optimization_barrier(x)  # else d would be kept from the way forward
-        a, g = (of.astype(wide_type(of)) for of in (x, gradient))
-        d = k + alpha * sums(jnp.square(a), size, groups)
-        if x.dtype == jnp.bfloat16:
-            scale, shift = jnp.exp(-beta * jnp.log(d)), 40
-            summand = (g * a * jnp.exp(shift - (beta + 1) * jnp.log(d))).astype(x.dtype).astype(d.dtype)
+
+        def again(x: Array) -> tuple[Array, Array, Array]:
+            x = lax.optimization_barrier(x)  # else XLA would find that it has d already
+            a = x.astype(wide_type(x))
+            return x, a, k + alpha * sums(jnp.square(a), size, groups)
+
+        x, a, d = again(x)
+        g, small = gradient.astype(a.dtype), d * 2.0**-30  # whose power is in float32's range
+        if x.dtype == jnp.bfloat16:  # to some 10⁻⁶, and several times faster
+            summand = (g * a * jnp.exp(-(beta + 1) * jnp.log(small))).astype(x.dtype).astype(a.dtype)
         else:
-            scale, shift = power(d, -beta), 0
-            summand = g * a * scale / d
-        of_a = g * scale - 2 * alpha * beta * float(np.exp(-shift)) * (a * sums(summand, size, groups))
-        return (of_a.astype(x.dtype),)
+            summand = g * a * small ** -(beta + 1)
+        if twice:
+            x, a, d = again(x)
+        factor = 2 * alpha * beta * 2.0 ** (-30 * (beta + 1))
+        return ((g * _scale(d, beta) - factor * (a * sums(summand, size, groups))).astype(x.dtype),)
 
     normalized.defvjp(forward, backward)
     return local_response_norm
+
+
+def _scale(d: Array, beta: float) -> Array:
+    """d^-β."""
+    return lax.rsqrt(d) * lax.rsqrt(lax.sqrt(d)) if beta == 0.75 else d**-beta
 
 
 def _sums_by_product(x: Array, size: int, groups: int) -> Array:
@@ -346,5 +356,5 @@ def patches_by_product(images: Array, corners: Array, mirrored: Array, size: int
     return jnp.einsum("nsw,nrwc->nrsc", columns, cut, precision="highest").astype(images.dtype)
 
 
-local_response_norm_of_gpu = _normalization(sum_of_neighbors)
-local_response_norm_of_tpu = _normalization(_sums_by_product)
+local_response_norm_of_gpu = _normalization(sum_of_neighbors, twice=True)
+local_response_norm_of_tpu = _normalization(_sums_by_product, twice=False)

@@ -23,12 +23,17 @@ FORMS: dict[str, dict[Callable, Callable]] = {
         formulas.local_response_norm: forms.local_response_norm,
     },
     "gpu": {
-        formulas.add_bias: forms.add_bias_of_gpu,
+        formulas.add_bias: forms.add_narrow_bias,
         formulas.relu: forms.relu,
         formulas.max_pool: forms.max_pool_of_gpu,
         formulas.local_response_norm: forms.local_response_norm_of_gpu,
     },
-    "tpu": {formulas.local_response_norm: forms.local_response_norm_of_tpu, patches: forms.patches_by_product},
+    "tpu": {
+        formulas.add_bias: forms.add_narrow_bias,
+        formulas.relu: forms.relu,
+        formulas.local_response_norm: forms.local_response_norm_of_tpu,
+        patches: forms.patches_by_product,
+    },
 }
 
 

@@ -17,7 +17,7 @@ FORMS = {
     "formulas": layers,
     "cpu": of_device,
     "gpu": types.SimpleNamespace(
-        add_bias=of_device.add_bias_of_gpu, relu=of_device.relu, max_pool=of_device.max_pool_of_gpu,
+        add_bias=of_device.add_narrow_bias, relu=of_device.relu, max_pool=of_device.max_pool_of_gpu,
         local_response_norm=of_device.local_response_norm_of_gpu,
     ),
     "tpu": types.SimpleNamespace(local_response_norm=of_device.local_response_norm_of_tpu),

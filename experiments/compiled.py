@@ -1,0 +1,270 @@
+"""What a step costs on an H100 or a TPU, by the programs that are compiled for them; no such device is needed.
+
+  python experiments/compiled.py --target=h100     two minutes; needs jax[cuda12] 0.12 on Python 3.12 or later
+  python experiments/compiled.py --target=v5e      half an hour on two cores; needs jax[tpu]; also v4, v6e
+  … --precision=bfloat16 --batch=1024 --devices=1 --task=train --text=step.txt     one program, its text, and no log
+
+Expected: memory takes longer than computing does, everywhere. What is logged of each program:
+
+- The bytes that it moves through the device's memory: what each kernel of the program reads and writes, as if nothing
+  stayed in a cache. For TPUs XLA's own account as well, which counts what is copied to the vector memory twice. Beside
+  them the least that has to be moved (`least_bytes`).
+- The largest memory that it takes, the convolutions and products that are not in the asked type, and the CPU-seconds of
+  its compilation.
+- Time by roofline: the bytes over the memory's rate, and the network's multiply-adds over the rate of its matrix units.
+"""
+
+import os
+
+os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+# Autotuning needs the device.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
+
+import argparse
+import collections
+import dataclasses
+import itertools
+import math
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from record import save
+
+from alexnet_jax import (
+    PAPER,
+    PRESETS,
+    AlexNet,
+    init_state,
+    make_train_step,
+    outputs,
+    papers_augmentation,
+    summary,
+)
+from alexnet_jax.data.images import Statistics
+from alexnet_jax.data.input_pipeline import Batch
+from alexnet_jax.device.tuned import form_for, tuned
+from alexnet_jax.paper.augment import patches
+from alexnet_jax.paper.evaluate import make_evaluation_step, make_logits
+from alexnet_jax.paper.optim import configured_rule
+from alexnet_jax.paper.table import named, output_names
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """memory: bytes a second. matrix: multiplications and additions a second, by type; from the makers' data sheets."""
+
+    platform: str
+    name: str
+    topologies: dict[int, str]  # by the number of devices
+    memory: float
+    matrix: dict[str, float]
+
+
+CHIPS = {1: "1x1", 4: "2x2"}
+TARGETS = {
+    # float32 in parts of tf32, as XLA multiplies it by default.
+    "h100": Target("cuda", "h100", {1: "1x1x1", 4: "1x4x1"}, 3.35e12, {"bfloat16": 989e12, "float32": 494e12}),
+    # float32 in one pass of bfloat16, as XLA multiplies it by default.
+    "v4": Target("tpu", "v4", {1: "1x1x1", 4: "2x2x1"}, 1.228e12, {"bfloat16": 275e12, "float32": 275e12}),
+    "v5e": Target("tpu", "v5e", CHIPS, 0.819e12, {"bfloat16": 197e12, "float32": 197e12}),
+    "v6e": Target("tpu", "v6e", CHIPS, 1.64e12, {"bfloat16": 918e12, "float32": 918e12}),
+}
+TASKS = {"train": 1, "evaluate": 1, "ten views": 10}  # how many views of an image
+SIZE, STORED = 224, 256
+
+
+def devices_of(target: Target, number: int) -> Sequence[jax.Device]:
+    """Devices that one can compile for, and not compute on."""
+    options: dict[str, Any] = {}
+    if target.platform == "cuda":
+        description = Path(__file__).parent / "targets" / f"{target.name}.txtpb"
+        options = {"target_config": description.read_text(), "topology": target.topologies[number]}
+        name = target.name
+    else:
+        name = f"{target.name}:{target.topologies[number]}"
+    found = topologies.get_topology_desc(platform=target.platform, topology_name=name, **options).devices
+    return found[:number]
+
+
+def lowered(devices: Sequence[jax.Device], task: str, precision: str, batch: int) -> Any:
+    """The program of a step over these devices, not compiled yet."""
+    mesh = Mesh(np.array(devices), ("batch",))
+    axis = "batch" if len(devices) > 1 else None
+    net = AlexNet(tuned(PAPER, devices), jnp.dtype(precision))
+    config = dataclasses.replace(PRESETS["paper"], batch_size=batch, precision=precision)
+    state = jax.eval_shape(lambda: init_state(net, configured_rule(config, 10_009.0)))
+    images = jax.ShapeDtypeStruct((batch, STORED, STORED, 3), jnp.uint8)
+    whole, parts = PartitionSpec(), PartitionSpec("batch")
+    if task == "train":
+        statistics = Statistics(np.full((STORED, STORED, 3), 120.0), np.eye(3))
+        augment = papers_augmentation(config, statistics, 10_009.0, cut=form_for(patches, devices))
+        step, first = make_train_step(net, configured_rule(config, 10_009.0), augment, axis_name=axis), state
+    else:
+        mean_image = jnp.full((STORED, STORED, 3), 120.0)
+        step, first = (
+            make_evaluation_step(make_logits(net.apply, mean_image, SIZE, views=TASKS[task]), axis_name=axis),
+            state.params,
+        )
+    if axis:
+        step = jax.shard_map(step, mesh=mesh, in_specs=(whole, parts), out_specs=whole, check_vma=False)
+
+    def placed(tree: Any, spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda of: jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=sharding), tree)
+
+    batch_of = Batch(images, jax.ShapeDtypeStruct((batch,), jnp.int32))
+    donated = (0,) if task == "train" else ()
+    return jax.jit(step, donate_argnums=donated).lower(placed(first, whole), placed(batch_of, parts))
+
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
+MOVE_NOTHING = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota", "partition-id")
+
+
+def bytes_of(shape: str) -> int:
+    """Of a shape, or a tuple of several, as XLA writes it; of what lies in a TPU's vector memory, S(1), none."""
+    found = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*S\(\d\)[^}]*\})?", shape)
+    return sum(
+        BYTES.get(kind, 0) * math.prod(int(of) for of in dims.split(",") if of)
+        for kind, dims, elsewhere in found
+        if not elsewhere
+    )
+
+
+def traffic(text: str) -> list[tuple[int, str, str]]:
+    """(bytes read and written, instruction, the operation that it comes from) of each kernel of an optimised program.
+
+    Bodies of loops count once. What is copied ahead of its use counts where it arrives.
+    """
+    sizes: dict[str, int] = {}
+    shapes: dict[str, str] = {}
+    sources: dict[str, str] = {}  # of what is on its way
+    found = []
+    for line in text[text.index("\nENTRY") :].splitlines()[1:]:
+        match = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)", line)
+        if not match:
+            continue
+        name, shape, kind, rest = match.groups()
+        operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+        sizes[name], shapes[name] = bytes_of(shape), shape
+        if kind in ("copy-start", "slice-start"):
+            sources[name] = shapes.get(operands[0], "")
+        elif kind in ("copy-done", "slice-done"):
+            read = bytes_of(re.sub(r"S\(\d\)", "", shape)) if "S(" not in sources[operands[0]] else 0
+            found.append((read + sizes[name], f"{kind} {name}", ""))
+        elif kind not in MOVE_NOTHING and not kind.endswith("-done") and "ConcatBitcast" not in line:
+            source = re.search(r'op_name="([^"]*)"', line)
+            moved = sizes[name] + sum(sizes.get(of, 0) for of in operands)
+            found.append((moved, f"{kind} {name}", source[1] if source else ""))
+    return found
+
+
+def least_bytes(task: str, precision: str, batch: int) -> float:
+    """What has to be read and written, of one view an image, if all is fused that fits between two products.
+
+    Parameters: read once by each pass, in float32; in training they and the velocity are read and written once more.
+    Images are read once; views are written, and read by conv1, in training twice. Each product writes its output, with
+    bias and ReLU, and the next one reads it; normalisation and pooling read what they are of, and write their own.
+    On the way back a product reads its input and, twice, the gradient of its output, and writes that of its input. From
+    the gradient of what follows a product to that of its output is one pass, which reads the output again, and a byte
+    for each place that a pooling chose.
+    """
+    net, names = AlexNet(PAPER), output_names(PAPER)
+    images = jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.float32)
+    variables = jax.eval_shape(lambda images: net.init(jax.random.key(0), images, train=False), images)
+    shapes = jax.eval_shape(lambda *given: outputs(net, *given, names), variables, images)
+    parameters = sum(of.size for of in jax.tree.leaves(variables))
+    training, before = task == "train", images.size
+    numbers = 3 * before if training else 2 * before
+    places = 0
+    for name in named(PAPER):
+        made = last = shapes[name].size
+        numbers += made + (before if name != "conv1" else 0)
+        for of in (of for of in names if of.startswith(f"{name}:") and of.endswith((":lrn", ":pool"))):
+            numbers += last + shapes[of].size
+            last = shapes[of].size
+        if training:
+            numbers += 2 * made + (2 * before if name != "conv1" else 0)
+            if last != made or name != "fc8":
+                numbers += 2 * made + last
+            places += last if last != made else 0
+        before = last
+    width = jnp.dtype(precision).itemsize
+    stored = batch * STORED**2 * 3
+    return (stored + width * numbers + places + 4 * parameters * (6 if training else 1)) * 1.0
+
+
+def measured(target: Target, task: str, precision: str, batch: int, devices: int, text: str = "") -> dict[str, Any]:
+    program = lowered(devices_of(target, devices), task, precision, batch)
+    start = time.process_time()
+    compiled = program.compile()
+    seconds = time.process_time() - start
+    optimised = compiled.as_text()
+    if text:
+        Path(text).write_text(optimised)
+        for moved, name, source in sorted(traffic(optimised), reverse=True)[:25]:
+            print(f"{moved / 1e6:9.1f} MB  {name:45} {source[-90:]}")
+    moved = sum(of for of, _, _ in traffic(optimised))
+    cost: Any = compiled.cost_analysis()  # there is none of a GPU
+    by_xla = (cost[0] if isinstance(cost, list) else cost)["bytes accessed"] if cost else None
+    memory = compiled.memory_analysis()
+    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak += memory.temp_size_in_bytes
+    adds = sum(row.multiply_adds for row in summary(PAPER, SIZE)) * (3 if task == "train" else TASKS[task])
+    least = least_bytes(task, precision, batch // devices * TASKS[task])
+    return {
+        "task": task, "precision": precision, "batch": batch, "devices": devices,
+        "gigabytes": round(moved / 1e9, 2),
+        "gigabytes_by_xla": round(by_xla / 1e9, 2) if by_xla else None, "least_gigabytes": round(least / 1e9, 2),
+        "peak_gigabytes": round(peak / 1e9, 2), "products_not_in_it": wider_products(optimised, precision),
+        "memory_ms": round(1e3 * moved / target.memory, 2),
+        "computing_ms": round(1e3 * 2 * adds * batch / devices / target.matrix[precision], 2),
+        "compile_cpu_seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def wider_products(text: str, precision: str) -> dict[str, int]:
+    """How many convolutions and matrix products take another type than the asked one, by type; but for the products
+    that a device's forms use for sums and crops.
+    """
+    short = {"bfloat16": "bf16", "float32": "f32"}[precision]
+    found: collections.Counter[str] = collections.Counter()
+    for line in text.splitlines():
+        match = re.search(r" = \(?([a-z]+\d+)\[.*? (?:convolution|dot|custom-call)\((.*)", line)
+        is_product = re.search(r'op_name="[^"]*(conv_general_dilated|dot_general)', line)
+        if match and is_product and "lrn" not in line and "einsum" not in line and match[1] != short:
+            found[match[1]] += 1
+    return dict(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", choices=TARGETS, required=True)
+    parser.add_argument("--task", choices=TASKS, action="append")
+    parser.add_argument("--precision", choices=["bfloat16", "float32"], action="append")
+    parser.add_argument("--batch", type=int, action="append")
+    parser.add_argument("--devices", type=int, choices=[1, 4], action="append")
+    parser.add_argument("--text", default="", help="a file for the optimised program of one")
+    given = parser.parse_args()
+    target, rows = TARGETS[given.target], []
+    for of in itertools.product(
+        given.task or TASKS, given.precision or ["bfloat16", "float32"], given.batch or [128, 1024],
+        given.devices or [1, 4],
+    ):  # fmt: skip
+        rows.append(measured(target, *of, text=given.text))
+        print(rows[-1], flush=True)
+    if not given.text:
+        rates = {"memory": target.memory, "matrix": target.matrix}
+        save(f"compiled_{given.target}", target=given.target, rates=rates, rows=rows)
+
+
+if __name__ == "__main__":
+    main()
