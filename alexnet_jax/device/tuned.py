@@ -42,8 +42,8 @@ def tuned(layers: Layers, devices: Sequence[jax.Device] | None = None) -> Layers
     shapes, initial values and written form. For these devices only, and for reverse-mode gradients.
 
     On CPUs: oneDNN's convolution (see `missing_forms`), or XLA's group by group; pooling that remembers places;
-    gradients of normalisation, dense layers and biases by hand. On GPUs and TPUs: a normalisation that moves fewer
-    bytes, and on GPUs such a pooling; their compilers do the rest.
+    gradients of normalisation, dense layers and biases by hand. On GPUs and TPUs: normalisation, ReLU and biases
+    that move fewer bytes, and on GPUs such a pooling; their compilers do the rest.
     """
     faster = functools.partial(form_for, devices=devices)
 

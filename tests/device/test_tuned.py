@@ -69,7 +69,10 @@ def test_on_a_cpu_all_that_has_a_fast_form_gets_it():
             layers.add_bias: forms.add_narrow_bias, relu: forms.relu, layers.max_pool: forms.max_pool_of_gpu,
             layers.local_response_norm: forms.local_response_norm_of_gpu,
         }),
-        (TPU, {layers.local_response_norm: forms.local_response_norm_of_tpu}),
+        (TPU, {
+            layers.add_bias: forms.add_narrow_bias, relu: forms.relu,
+            layers.local_response_norm: forms.local_response_norm_of_tpu,
+        }),
     ],
     ids=["gpu", "tpu"],
 )  # fmt: skip
