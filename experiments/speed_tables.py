@@ -210,6 +210,8 @@ def compiled() -> str:
             continue
         values = log(f"compiled_{target}")
         for row in values["rows"]:
+            if row["task"] != "train" and (row["devices"], row["batch"]) != (1, 1024):
+                continue  # these are in the logs
             by_xla = f" ({row['gigabytes_by_xla']})" if row["gigabytes_by_xla"] else ""
             rows.append(
                 [
@@ -218,7 +220,7 @@ def compiled() -> str:
                     row["peak_gigabytes"], row["compile_cpu_seconds"],
                 ]
             )  # fmt: skip
-        notes.append(f"{target}: jax {values['versions']['jax']}, {values['date']}.")
+        notes.append(f"Compiled for {target} by jax {values['versions']['jax']}, {values['date']}.")
     header = [
         "for, devices", "task", "precision, batch", "GB moved by each (by XLA's account)", "least", "memory, ms",
         "computing, ms", "peak GB", "compiled in CPU-s",

@@ -16,6 +16,7 @@ from photo_tables import ablations, specialisation, table2
 from record import log, mean_and_std, table, where
 from speed_tables import (
     breakdown,
+    compiled,
     feeding,
     imagenet_plan,
     input_speed,
@@ -152,8 +153,8 @@ TABLES = {"first_minutes": first_minutes.page} | {
     of.__name__: of
     for of in (
         first_runs, first_steps, two_gpus, kills, precision, jpeg_decoders, prepare_speed, input_speed, feeding,
-        imagenet_plan, throughput, throughput_costs, breakdown, startup, figure1, lrn_on_cifar10, overfitting_and_cures,
-        ablations, specialisation, table2, claims,
+        imagenet_plan, throughput, throughput_costs, compiled, breakdown, startup, figure1, lrn_on_cifar10,
+        overfitting_and_cures, ablations, specialisation, table2, claims,
     )
 }  # fmt: skip
 
