@@ -1,6 +1,6 @@
 """The first runs of a newcomer: the built-in data set, one's own photographs, and the paper's network on them.
 
-  python experiments/first_runs.py shapes --workdir=DIR                      4 minutes on two cores: 10 % error or less
+  python experiments/first_runs.py shapes --workdir=DIR                      2 minutes on two cores: 15 % error or less
   python experiments/first_runs.py photos --workdir=DIR --source=PHOTOS      20 minutes: 55 % or less (chance 90 %)
   python experiments/first_runs.py paper --workdir=DIR --source=PHOTOS       as long as --epochs says: about 4 minutes
   python experiments/first_runs.py original --workdir=DIR --source=PHOTOS    each for 4,000 images on two cores

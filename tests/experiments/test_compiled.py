@@ -67,7 +67,7 @@ def test_products_of_another_type_are_found():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "plugin"), [("v5e", "libtpu"), ("h100", "jax_cuda12_plugin")])
-@pytest.mark.parametrize(("task", "precision"), [("train", "bfloat16"), ("ten views", "float32")])
+@pytest.mark.parametrize(("task", "precision"), [("train", "bfloat16"), ("evaluate", "float32")])
 def test_it_compiles_for_accelerators(target, plugin, task, precision, tmp_path):
     if not importlib.util.find_spec(plugin):
         pytest.skip(f"{plugin} is not installed")
