@@ -19,16 +19,15 @@ from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.data.input_pipeline import Batch, with_timeout
 from alexnet_jax.device import parallel
-from alexnet_jax.device.tuned import form_for, missing_forms, tuned
+from alexnet_jax.device.tuned import missing_forms, tuned, tuned_augmentation
 from alexnet_jax.device.xla import kept
 from alexnet_jax.networks import transfer
-from alexnet_jax.paper.augment import patches
 from alexnet_jax.paper.evaluate import Errors, evaluate, make_evaluation_step, make_logits
 from alexnet_jax.paper.model import AlexNet, summary
 from alexnet_jax.paper.optim import configured_rule, learning_rates, plateau_after, plateaus, with_plateau
 from alexnet_jax.paper.table import Layers
 from alexnet_jax.paper.train_state import TrainState, init_state, shapes_of_params
-from alexnet_jax.paper.train_step import Augment, Seen, make_train_step, papers_augmentation
+from alexnet_jax.paper.train_step import Augment, Seen, make_train_step
 from alexnet_jax.paper.written import Written, to_json
 from alexnet_jax.runs import report, workdir as folders
 from alexnet_jax.runs.checkpoint import Checkpoints, stop_requests
@@ -153,13 +152,12 @@ def _set_up(
     has_plateau = plateaus(jax.eval_shape(optimizer.init, shapes_of_params(net, config.crop_size)))
     if config.plateau_patience and not has_plateau:
         optimizer = with_plateau(optimizer, config.plateau_patience)
-    augment = augment or papers_augmentation(
-        config, dataset.statistics, float(steps_per_epoch), cut=form_for(patches, devices)
-    )
+    if augment:
+        augment = kept(augment, devices)
+    else:
+        augment = tuned_augmentation(config, dataset.statistics, float(steps_per_epoch), devices)
     axis = parallel.axis_of(devices)
-    step = make_train_step(
-        net, optimizer, kept(augment, devices), seed=config.seed, axis_name=axis, metrics=metrics.of_step
-    )
+    step = make_train_step(net, optimizer, augment, seed=config.seed, axis_name=axis, metrics=metrics.of_step)
     logits = make_logits(net.apply, mean_image, config.crop_size)
     evaluation_step = make_evaluation_step(logits, axis_name=axis, metrics=metrics.of_evaluation)
     return _Run(

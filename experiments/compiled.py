@@ -45,13 +45,11 @@ from alexnet_jax import (
     init_state,
     make_train_step,
     outputs,
-    papers_augmentation,
     summary,
 )
 from alexnet_jax.data.images import Statistics
 from alexnet_jax.data.input_pipeline import Batch
-from alexnet_jax.device.tuned import form_for, tuned
-from alexnet_jax.paper.augment import patches
+from alexnet_jax.device.tuned import tuned, tuned_augmentation
 from alexnet_jax.paper.evaluate import make_evaluation_step, make_logits
 from alexnet_jax.paper.optim import configured_rule
 from alexnet_jax.paper.table import named, output_names
@@ -99,13 +97,13 @@ def lowered(devices: Sequence[jax.Device], task: str, precision: str, batch: int
     mesh = Mesh(np.array(devices), ("batch",))
     axis = "batch" if len(devices) > 1 else None
     net = AlexNet(tuned(PAPER, devices), jnp.dtype(precision))
-    config = dataclasses.replace(PRESETS["paper"], batch_size=batch, precision=precision)
+    config = PRESETS["paper"]
     state = jax.eval_shape(lambda: init_state(net, configured_rule(config, 10_009.0)))
     images = jax.ShapeDtypeStruct((batch, STORED, STORED, 3), jnp.uint8)
     whole, parts = PartitionSpec(), PartitionSpec("batch")
     if task == "train":
         statistics = Statistics(np.full((STORED, STORED, 3), 120.0), np.eye(3))
-        augment = papers_augmentation(config, statistics, 10_009.0, cut=form_for(patches, devices))
+        augment = tuned_augmentation(config, statistics, 10_009.0, devices)
         step, first = make_train_step(net, configured_rule(config, 10_009.0), augment, axis_name=axis), state
     else:
         mean_image = jnp.full((STORED, STORED, 3), 120.0)
@@ -167,7 +165,7 @@ def traffic(text: str) -> list[tuple[int, str, str]]:
     return found
 
 
-def least_bytes(task: str, precision: str, batch: int) -> float:
+def least_bytes(task: str, precision: str, batch: int) -> int:
     """What has to be read and written, of one view an image, if all is fused that fits between two products.
 
     Parameters: read once by each pass, in float32; in training they and the velocity are read and written once more.
@@ -199,7 +197,7 @@ def least_bytes(task: str, precision: str, batch: int) -> float:
         before = last
     width = jnp.dtype(precision).itemsize
     stored = batch * STORED**2 * 3
-    return (stored + width * numbers + places + 4 * parameters * (6 if training else 1)) * 1.0
+    return stored + width * numbers + places + 4 * parameters * (6 if training else 1)
 
 
 def measured(target: Target, task: str, precision: str, batch: int, devices: int, text: str = "") -> dict[str, Any]:
@@ -232,16 +230,26 @@ def measured(target: Target, task: str, precision: str, batch: int, devices: int
 
 
 def wider_products(text: str, precision: str) -> dict[str, int]:
-    """How many convolutions and matrix products take another type than the asked one, by type; but for the products
-    that a device's forms use for sums and crops.
+    """How many of the network's convolutions and matrix products read a wider type than the asked one, by type.
+
+    Not those that a device's forms use for sums and crops: these are exact on purpose.
     """
-    short = {"bfloat16": "bf16", "float32": "f32"}[precision]
+    asked = {"bfloat16": 2, "float32": 4}[precision]
+    types: dict[str, str] = {}
     found: collections.Counter[str] = collections.Counter()
     for line in text.splitlines():
-        match = re.search(r" = \(?([a-z]+\d+)\[.*? (?:convolution|dot|custom-call)\((.*)", line)
-        is_product = re.search(r'op_name="[^"]*(conv_general_dilated|dot_general)', line)
-        if match and is_product and "lrn" not in line and "einsum" not in line and match[1] != short:
-            found[match[1]] += 1
+        match = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = \(?([a-z]+\d*)\[.*?(?:\)|\]\S*) ([a-z][\w\-]*)\((.*)", line)
+        if not match:
+            continue
+        name, types[match[1]], kind, rest = match[1], match[2], match[3], match[4]
+        source = re.search(r'op_name="([^"]*)"', line)
+        if kind not in ("convolution", "dot", "custom-call") or not source or name not in types:
+            continue
+        is_product = re.search(r"/(conv\d/conv_general_dilated|fc\d/dot_general)$", source[1])
+        read = [types.get(of, "") for of in re.findall(r"%([\w.\-]+)", rest.split("), ")[0])[:2]]
+        widest = max(read, key=lambda of: BYTES.get(of, 0), default="")
+        if is_product and BYTES.get(widest, 0) > asked:
+            found[widest] += 1
     return dict(found)
 
 

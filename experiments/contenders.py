@@ -20,15 +20,14 @@ from alexnet_jax import (
     init_state,
     lrn,
     make_train_step,
-    papers_augmentation,
     pool,
     relu,
     summary,
-    tuned,
 )
 from alexnet_jax.data.images import Statistics
 from alexnet_jax.data.input_pipeline import Batch
 from alexnet_jax.device import parallel, xla
+from alexnet_jax.device.tuned import tuned, tuned_augmentation
 from alexnet_jax.paper.optim import configured_rule
 from alexnet_jax.paper.table import Layers
 
@@ -84,8 +83,8 @@ def ours(case: Case) -> Callable[[], Any]:
         return lambda: apply(variables, inputs)
     stored = size * 8 // 7
     pixels = np.random.default_rng(0).integers(0, 256, (case.batch, stored, stored, 3), np.uint8)
-    augment = papers_augmentation(config, Statistics(np.full((stored, stored, 3), 128.0), np.eye(3)), 100.0)
-    one = make_train_step(net, optimizer, xla.kept(augment, devices))
+    statistics = Statistics(np.full((stored, stored, 3), 128.0), np.eye(3))
+    one = make_train_step(net, optimizer, tuned_augmentation(config, statistics, 100.0, devices))
     step = parallel.pmap_step(one, devices, donate_state=True)
     batch = parallel.shard(Batch(pixels, labels), devices)
 

@@ -24,14 +24,12 @@ from alexnet_jax import (
     init_state,
     make_train_step,
     open_dataset,
-    papers_augmentation,
-    tuned,
 )
 from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.images import ENCODINGS
 from alexnet_jax.data.shards import Records
 from alexnet_jax.device import parallel
-from alexnet_jax.device.xla import kept
+from alexnet_jax.device.tuned import tuned, tuned_augmentation
 from alexnet_jax.files import write_whole
 from alexnet_jax.networks.ensemble import answers_of, outcomes
 from alexnet_jax.paper.evaluate import evaluate, make_evaluation_step, make_logits
@@ -99,7 +97,7 @@ def configured_step(
     steps_per_epoch = len(dataset.splits["train"]) / config.batch_size
     net = AlexNet(tuned(layers, devices), jnp.dtype(config.precision))
     optimizer = configured_rule(config, steps_per_epoch)
-    augment = kept(papers_augmentation(config, dataset.statistics, steps_per_epoch), devices)
+    augment = tuned_augmentation(config, dataset.statistics, steps_per_epoch, devices)
     step = make_train_step(net, optimizer, augment, seed=config.seed, axis_name=parallel.axis_of(devices))
     state = init_state(net, optimizer, image_size=config.crop_size, seed=config.seed)
     return step, parallel.replicate(state, devices)

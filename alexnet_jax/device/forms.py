@@ -1,4 +1,4 @@
-"""Faster forms of the network's operations, for CPUs, GPUs and TPUs; `tuned` chooses among them.
+"""Faster forms of the network's operations for CPUs; `tuned` puts them in their places.
 
 Each computes what its formula in `paper` does, forward and backward, in reverse mode only. docs/speed.md says what each
 gains.
@@ -6,25 +6,24 @@ gains.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jaxtyping import Array
 
 from alexnet_jax.device import onednn
 from alexnet_jax.device.xla import on_its_own
 from alexnet_jax.paper import layers as formulas
-from alexnet_jax.paper.augment import patches
 from alexnet_jax.paper.normalization import power, sum_of_neighbors, wide_type
 
+Form = TypeVar("Form", bound=Callable)
 
-def form_of(formula: Callable) -> Callable[[Callable], Callable]:
+
+def form_of(formula: Callable) -> Callable[[Form], Form]:
     """Marks a faster form: written down, it has the formula's name."""
 
-    def mark(form: Callable) -> Callable:
+    def mark(form: Form) -> Form:
         form.formula = formula  # type: ignore[attr-defined]
         return form
 
@@ -86,8 +85,10 @@ def _with_onednn_backward(
 _with_onednn.defvjp(_with_onednn_forward, _with_onednn_backward)
 
 
+@form_of(formulas.dense)
 @jax.custom_vjp
-def _dense(x: Array, kernel: Array) -> Array:
+def dense(x: Array, kernel: Array) -> Array:
+    """x · kernel."""
     return x @ kernel
 
 
@@ -106,17 +107,13 @@ def _dense_backward(saved: tuple, gradient: Array) -> tuple[Array, Array]:
     return of_x, x.T @ gradient
 
 
-_dense.defvjp(_dense_forward, _dense_backward)
+dense.defvjp(_dense_forward, _dense_backward)
 
 
-@form_of(formulas.dense)
-def dense(x: Array, kernel: Array) -> Array:
-    """x · kernel."""
-    return _dense(x, kernel)
-
-
+@form_of(formulas.add_bias)
 @jax.custom_vjp
-def _add_bias(x: Array, bias: Array) -> Array:
+def add_bias(x: Array, bias: Array) -> Array:
+    """x + bias."""
     return formulas.add_bias(x, bias)
 
 
@@ -140,63 +137,10 @@ def _add_bias_backward(bias: Array, gradient: Array) -> tuple[Array, Array]:
     return on_its_own(with_sum, gradient)
 
 
-_add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
-@form_of(formulas.add_bias)
-def add_bias(x: Array, bias: Array) -> Array:
-    """x + bias."""
-    return _add_bias(x, bias)
-
-
-@form_of(formulas.add_bias)
-def add_narrow_bias(x: Array, bias: Array) -> Array:
-    """In the type of x, the same number, which cuDNN adds to a convolution; only the gradient is summed in float32."""
-    return _add_narrow(x, bias)
-
-
-@jax.custom_vjp
-def _add_narrow(x: Array, bias: Array) -> Array:
-    return x + bias.reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
-
-
-def _add_narrow_forward(x: Array, bias: Array) -> tuple[Array, Array]:
-    return _add_narrow(x, bias), bias
-
-
-def _add_narrow_backward(bias: Array, gradient: Array) -> tuple[Array, Array]:
-    axes = tuple(range(gradient.ndim - bias.ndim))
-    return gradient, gradient.sum(axes, dtype=wide_type(gradient)).astype(bias.dtype)
-
-
-_add_narrow.defvjp(_add_narrow_forward, _add_narrow_backward)
-
-
-@form_of(formulas.relu)
-def relu(x: Array) -> Array:
-    """Keeps its output for the way back, which the next operation keeps as well, rather than its input."""
-    return _relu(x)
-
-
-@jax.custom_vjp
-def _relu(x: Array) -> Array:
-    return formulas.relu(x)
-
-
-def _relu_forward(x: Array) -> tuple[Array, Array]:
-    y = formulas.relu(x)
-    return y, y
-
-
-def _relu_backward(y: Array, gradient: Array) -> tuple[Array]:
-    y = lax.optimization_barrier(y)  # else XLA looks at the input again
-    return (jnp.where(y > 0, gradient, 0),)
-
-
-_relu.defvjp(_relu_forward, _relu_backward)
-
-
-def _max_pool(apart: Callable) -> Callable:
+def pooling_by_place(apart: Callable) -> Callable:
     """Remembers, in a byte, which of the window's places was the largest, and sends the gradient there.
 
     apart: `apart(function, *arguments)` computes each of the two passes.
@@ -246,8 +190,7 @@ def _places(x: Array, window: int, stride: int) -> list[Array]:
     ]
 
 
-max_pool = _max_pool(on_its_own)
-max_pool_of_gpu = _max_pool(lambda function, *arguments: function(*arguments))
+max_pool = pooling_by_place(on_its_own)
 
 
 @form_of(formulas.local_response_norm)
@@ -277,84 +220,3 @@ def _normalize_backward(
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)
-
-
-def _normalization(sums: Callable, *, twice: bool) -> Callable:
-    """For devices that wait for their memory: rather than to be written there in float32, d is computed again.
-
-    XLA does that only for what is used once or twice, and cheap; so the powers of d are written in another way.
-
-    sums: (x, size, groups) → as `sum_of_neighbors`. twice: whether d is computed anew in each pass of the way back.
-    """
-
-    @form_of(formulas.local_response_norm)
-    def local_response_norm(x: Array, *, size: int, k: float, alpha: float, beta: float, groups: int = 1) -> Array:
-        return normalized(x, size, k, alpha, beta, groups)
-
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
-    def normalized(x: Array, size: int, k: float, alpha: float, beta: float, groups: int) -> Array:
-        a = x.astype(wide_type(x))
-        return (a * _scale(k + alpha * sums(jnp.square(a), size, groups), beta)).astype(x.dtype)
-
-    def forward(x: Array, *parameters: Any) -> tuple[Array, Array]:
-        return normalized(x, *parameters), x
-
-    def backward(
-        size: int, k: float, alpha: float, beta: float, groups: int, x: Array, gradient: Array
-    ) -> tuple[Array]:
-        """As `_normalize_backward`: first the summands, which are kept in the type of x if that is bfloat16; and then
-        the gradient.
-        """
-
-        def again(x: Array) -> tuple[Array, Array, Array]:
-            x = lax.optimization_barrier(x)  # else XLA would find that it has d already
-            a = x.astype(wide_type(x))
-            return x, a, k + alpha * sums(jnp.square(a), size, groups)
-
-        x, a, d = again(x)
-        g, small = gradient.astype(a.dtype), d * 2.0**-30  # whose power is in float32's range
-        if x.dtype == jnp.bfloat16:  # to some 10⁻⁶, and several times faster
-            summand = (g * a * jnp.exp(-(beta + 1) * jnp.log(small))).astype(x.dtype).astype(a.dtype)
-        else:
-            summand = g * a * small ** -(beta + 1)
-        if twice:
-            x, a, d = again(x)
-        factor = 2 * alpha * beta * 2.0 ** (-30 * (beta + 1))
-        return ((g * _scale(d, beta) - factor * (a * sums(summand, size, groups))).astype(x.dtype),)
-
-    normalized.defvjp(forward, backward)
-    return local_response_norm
-
-
-def _scale(d: Array, beta: float) -> Array:
-    """d^-β."""
-    return lax.rsqrt(d) * lax.rsqrt(lax.sqrt(d)) if beta == 0.75 else d**-beta
-
-
-def _sums_by_product(x: Array, size: int, groups: int) -> Array:
-    """Σ over neighbours as a product with a matrix of zeros and ones, which a TPU fuses with what is around it."""
-    channel = np.arange(x.shape[-1])
-    group = channel // (x.shape[-1] // groups)
-    near = abs(channel[:, None] - channel) <= size // 2
-    return jnp.matmul(x, jnp.asarray(near & (group[:, None] == group), x.dtype), precision="highest")
-
-
-@form_of(patches)
-def patches_by_product(images: Array, corners: Array, mirrored: Array, size: int) -> Array:
-    """Rows, then columns, by products with matrices of zeros and ones: exact, and faster on a TPU than one by one."""
-    places = jnp.arange(size)[None]
-
-    def ones_at(which: Array, length: int, dtype: Any) -> Array:
-        return (which[:, :, None] == jnp.arange(length)[None, None]).astype(dtype)
-
-    # bfloat16 holds each of 0 … 255; "highest" cuts a float32 into parts which it holds.
-    dtype = jnp.dtype(jnp.bfloat16) if images.dtype == jnp.uint8 else images.dtype
-    rows = ones_at(corners[:, :1] + places, images.shape[1], dtype)
-    columns = jnp.where(mirrored[:, None], size - 1 - places, places) + corners[:, 1:]
-    columns = ones_at(columns, images.shape[2], dtype)
-    cut = jnp.einsum("nrh,nhwc->nrwc", rows, images.astype(dtype), precision="highest")
-    return jnp.einsum("nsw,nrwc->nrsc", columns, cut, precision="highest").astype(images.dtype)
-
-
-local_response_norm_of_gpu = _normalization(sum_of_neighbors, twice=True)
-local_response_norm_of_tpu = _normalization(_sums_by_product, twice=False)

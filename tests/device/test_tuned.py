@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import CROP, TINY, without_compilation_cache
 
-from alexnet_jax.device import forms, onednn, parallel, xla
+from alexnet_jax.device import accelerator_forms, forms, onednn, parallel, xla
 from alexnet_jax.device.tuned import form_for, missing_forms, tuned
 from alexnet_jax.paper import layers
 from alexnet_jax.paper.architectures import ARCHITECTURES
@@ -66,12 +66,13 @@ def test_on_a_cpu_all_that_has_a_fast_form_gets_it():
     ("devices", "faster"),
     [
         (GPU, {
-            layers.add_bias: forms.add_narrow_bias, relu: forms.relu, layers.max_pool: forms.max_pool_of_gpu,
-            layers.local_response_norm: forms.local_response_norm_of_gpu,
+            layers.add_bias: accelerator_forms.add_narrow_bias, relu: accelerator_forms.relu,
+            layers.max_pool: accelerator_forms.max_pool_of_gpu,
+            layers.local_response_norm: accelerator_forms.local_response_norm_of_gpu,
         }),
         (TPU, {
-            layers.add_bias: forms.add_narrow_bias, relu: forms.relu,
-            layers.local_response_norm: forms.local_response_norm_of_tpu,
+            layers.add_bias: accelerator_forms.add_narrow_bias, relu: accelerator_forms.relu,
+            layers.local_response_norm: accelerator_forms.local_response_norm_of_tpu,
         }),
     ],
     ids=["gpu", "tpu"],
@@ -80,7 +81,7 @@ def test_what_has_a_fast_form_elsewhere(devices, faster):
     fast = tuned(TINY, devices)
     assert functions(fast) - functions(TINY) == {*faster.values()}
     assert functions(TINY) - functions(fast) == {*faster}
-    assert form_for(patches, devices) is (forms.patches_by_product if devices is TPU else patches)
+    assert form_for(patches, devices) is (accelerator_forms.patches_by_product if devices is TPU else patches)
 
 
 def test_other_platforms_have_the_formulas():

@@ -59,10 +59,16 @@ def test_the_least_is_what_the_parameters_and_maps_take():
 
 
 def test_products_of_another_type_are_found():
-    line = '  %conv = f32[8,8]{1,0} convolution(%a, %b), metadata={op_name="jit(step)/conv1/conv_general_dilated"}'
-    assert wider_products(line, "bfloat16") == {"f32": 1}
-    assert wider_products(line, "float32") == {}
-    assert wider_products(line.replace("conv1", "transpose(conv1/lrn)"), "bfloat16") == {}
+    text = """\
+  %a = f32[8,8]{1,0} parameter(0)
+  %b = bf16[8,8]{1,0} parameter(1)
+  %c = f32[8,8]{1,0} convolution(%b, %a), metadata={op_name="jit(step)/transpose(jvp(AlexNet))/conv1/conv_general_dilated"}
+  %d = f32[8,8]{1,0} dot(%b, %b), metadata={op_name="jit(step)/jvp(AlexNet)/fc6/dot_general"}
+  %sums = f32[8,8]{1,0} dot(%a, %a), metadata={op_name="jit(step)/jvp(AlexNet)/conv1/dot_general"}
+"""  # noqa: E501
+    assert wider_products(text, "bfloat16") == {"f32": 1}  # what is read counts; and the sums are meant
+    assert wider_products(text, "float32") == {}
+    assert wider_products(text.replace("dot(%b, %b)", "dot(%a, %b)"), "bfloat16") == {"f32": 2}
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.device import forms
+from alexnet_jax.device.accelerator_forms import patches_by_product
 from alexnet_jax.paper import augment
 
 
@@ -46,7 +46,7 @@ def test_patches_are_cut_and_mirrored_and_so_are_those_by_products(dtype):
         [image[top : top + 9, left : left + 9] for image, (top, left) in zip(pixels, corners, strict=True)]
     )
     expected[mirrored] = expected[mirrored][:, :, ::-1]
-    for cut in (augment.patches, forms.patches_by_product):
+    for cut in (augment.patches, patches_by_product):
         found = jax.jit(cut, static_argnums=3)(jnp.asarray(pixels), jnp.asarray(corners), jnp.asarray(mirrored), 9)
         assert found.dtype == dtype
         np.testing.assert_array_equal(found, expected)

@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from alexnet_jax.device import forms as of_device
+from alexnet_jax.device import accelerator_forms, forms as cpu_forms
 from alexnet_jax.paper import layers
 
 # oneDNN's convolution is a third form: tests/device/test_onednn.py.
 # Those of GPUs and TPUs are computed on the CPU here.
 FORMS = {
     "formulas": layers,
-    "cpu": of_device,
+    "cpu": cpu_forms,
     "gpu": types.SimpleNamespace(
-        add_bias=of_device.add_narrow_bias, relu=of_device.relu, max_pool=of_device.max_pool_of_gpu,
-        local_response_norm=of_device.local_response_norm_of_gpu,
+        add_bias=accelerator_forms.add_narrow_bias, relu=accelerator_forms.relu,
+        max_pool=accelerator_forms.max_pool_of_gpu,
+        local_response_norm=accelerator_forms.local_response_norm_of_gpu,
     ),
-    "tpu": types.SimpleNamespace(local_response_norm=of_device.local_response_norm_of_tpu),
+    "tpu": types.SimpleNamespace(local_response_norm=accelerator_forms.local_response_norm_of_tpu),
 }  # fmt: skip
 
 
