@@ -182,3 +182,7 @@ def test_no_tensorflow_is_required():
     required = importlib.metadata.requires("alexnet_jax")
     assert required
     assert not [name for name in required if re.match(r"tensorflow(-cpu|-gpu)?\b(?!-)", name)]
+
+
+def test_a_data_set_is_opened_by_a_path_too(prepared):
+    assert datasets.open_dataset(prepared).name == str(prepared)  # as a run's config.json keeps it
