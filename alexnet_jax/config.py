@@ -120,6 +120,8 @@ class Intervals:
 
 
 CACHES, PRECISIONS = ("none", "device"), ("float32", "bfloat16")
+MATMUL_PRECISIONS = ("default", "high", "highest")
+_CHOICES = {"cache": CACHES, "precision": PRECISIONS, "matmul_precision": MATMUL_PRECISIONS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +147,10 @@ class Config:
     precision: str = option(
         "float32", "of the network's computation, float32 or bfloat16; parameters, loss and update are float32"
     )
+    matmul_precision: str = option(
+        "default", "of convolutions and products in float32. default: what the device is fastest in, bfloat16 on TPUs, "
+        "TF32 on GPUs since Ampere; high: in three passes of bfloat16 on TPUs, TF32 on GPUs; highest: float32"
+    )  # fmt: skip
     batch_size: int = option(128, "images a step, over all devices together (§5)", minimum=1)
     epochs: float = option(90.0, "times through the training set; a fraction is possible", above=0)
     learning_rate: float = option(0.01, "the first learning rate (§5)", above=0)
@@ -202,7 +208,7 @@ class Config:
 
     def __post_init__(self):
         check_bounds(self)
-        for name, choices in {"cache": CACHES, "precision": PRECISIONS}.items():
+        for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         for name in ("log_every", "evaluate_every", "checkpoint_every"):
             try:

@@ -23,7 +23,7 @@ from alexnet_jax.device.tuned import missing_forms, tuned, tuned_augmentation
 from alexnet_jax.device.xla import kept
 from alexnet_jax.networks import transfer
 from alexnet_jax.paper.evaluate import Errors, evaluate, make_evaluation_step, make_logits
-from alexnet_jax.paper.model import AlexNet, summary
+from alexnet_jax.paper.model import AlexNet, configured_network, summary
 from alexnet_jax.paper.optim import configured_rule, learning_rates, plateau_after, plateaus, with_plateau
 from alexnet_jax.paper.table import Layers
 from alexnet_jax.paper.train_state import TrainState, init_state, shapes_of_params
@@ -141,7 +141,7 @@ def _set_up(
         )
     parameters = _check(layers, dataset, config, devices)
     own = tuple(name for name, of in (("optimizer", optimizer), ("augment", augment)) if of is not None)
-    net = AlexNet(tuned(layers, devices), jnp.dtype(config.precision))
+    net = configured_network(tuned(layers, devices), config)
     origin = transfer.find_origin(config, workdir, net, dataset)
     _claim(layers, dataset, config, workdir, origin, own, f"{parameters:,} parameters", devices)
 

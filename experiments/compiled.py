@@ -51,13 +51,14 @@ from alexnet_jax.data.images import Statistics
 from alexnet_jax.data.input_pipeline import Batch
 from alexnet_jax.device.tuned import tuned, tuned_augmentation
 from alexnet_jax.paper.evaluate import make_evaluation_step, make_logits
+from alexnet_jax.paper.model import configured_network
 from alexnet_jax.paper.optim import configured_rule
 from alexnet_jax.paper.table import named, output_names
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """memory: bytes a second. matrix: multiplications and additions a second, by type; from the makers' data sheets."""
+    """memory: bytes a second. matrix: multiplications and additions a second, by precision; from the makers' data sheets."""
 
     platform: str
     name: str
@@ -66,16 +67,25 @@ class Target:
     matrix: dict[str, float]
 
 
+def rates(bfloat16: float, float32: float = 0.0, highest: float = 0.0) -> dict[str, float]:
+    """float32 in TF32 on a GPU and in bfloat16 on a TPU, which is their default; exactly in six passes of bfloat16."""
+    return {"bfloat16": bfloat16, "float32": float32 or bfloat16, "highest": highest or bfloat16 / 6}
+
+
 CHIPS = {1: "1x1", 4: "2x2"}
 TARGETS = {
-    # float32 in parts of tf32, as XLA multiplies it by default.
-    "h100": Target("cuda", "h100", {1: "1x1x1", 4: "1x4x1"}, 3.35e12, {"bfloat16": 989e12, "float32": 494e12}),
-    # float32 in one pass of bfloat16, as XLA multiplies it by default.
-    "v4": Target("tpu", "v4", {1: "1x1x1", 4: "2x2x1"}, 1.228e12, {"bfloat16": 275e12, "float32": 275e12}),
-    "v5e": Target("tpu", "v5e", CHIPS, 0.819e12, {"bfloat16": 197e12, "float32": 197e12}),
-    "v6e": Target("tpu", "v6e", CHIPS, 1.64e12, {"bfloat16": 918e12, "float32": 918e12}),
+    "h100": Target("cuda", "h100", {1: "1x1x1", 4: "1x4x1"}, 3.35e12, rates(989e12, float32=494e12, highest=67e12)),
+    "v4": Target("tpu", "v4", {1: "1x1x1", 4: "2x2x1"}, 1.228e12, rates(275e12)),
+    "v5e": Target("tpu", "v5e", CHIPS, 0.819e12, rates(197e12)),
+    "v6e": Target("tpu", "v6e", CHIPS, 1.64e12, rates(918e12)),
 }
 TASKS = {"train": 1, "evaluate": 1, "ten views": 10}  # how many views of an image
+PRECISIONS = {  # of Config
+    "bfloat16": {"precision": "bfloat16"},
+    "float32": {"precision": "float32"},
+    "highest": {"precision": "float32", "matmul_precision": "highest"},
+}
+WIDTH = {"bfloat16": 2, "float32": 4, "highest": 4}  # bytes of an activation
 SIZE, STORED = 224, 256
 
 
@@ -96,8 +106,8 @@ def lowered(devices: Sequence[jax.Device], task: str, precision: str, batch: int
     """The program of a step over these devices, not compiled yet."""
     mesh = Mesh(np.array(devices), ("batch",))
     axis = "batch" if len(devices) > 1 else None
-    net = AlexNet(tuned(PAPER, devices), jnp.dtype(precision))
-    config = PRESETS["paper"]
+    config = dataclasses.replace(PRESETS["paper"], **PRECISIONS[precision])
+    net = configured_network(tuned(PAPER, devices), config)
     state = jax.eval_shape(lambda: init_state(net, configured_rule(config, 10_009.0)))
     images = jax.ShapeDtypeStruct((batch, STORED, STORED, 3), jnp.uint8)
     whole, parts = PartitionSpec(), PartitionSpec("batch")
@@ -195,7 +205,7 @@ def least_bytes(task: str, precision: str, batch: int) -> int:
                 numbers += 2 * made + last
             places += last if last != made else 0
         before = last
-    width = jnp.dtype(precision).itemsize
+    width = WIDTH[precision]
     stored = batch * STORED**2 * 3
     return stored + width * numbers + places + 4 * parameters * (6 if training else 1)
 
@@ -230,11 +240,12 @@ def measured(target: Target, task: str, precision: str, batch: int, devices: int
 
 
 def wider_products(text: str, precision: str) -> dict[str, int]:
-    """How many of the network's convolutions and matrix products read a wider type than the asked one, by type.
+    """How many of the network's convolutions and matrix products read a wider type than the asked one, by type; and
+    where exact ones are asked for, how many are left to the device, as "default".
 
     Not those that a device's forms use for sums and crops: these are exact on purpose.
     """
-    asked = {"bfloat16": 2, "float32": 4}[precision]
+    asked = WIDTH[precision]
     types: dict[str, str] = {}
     found: collections.Counter[str] = collections.Counter()
     for line in text.splitlines():
@@ -250,6 +261,8 @@ def wider_products(text: str, precision: str) -> dict[str, int]:
         widest = max(read, key=lambda of: BYTES.get(of, 0), default="")
         if is_product and BYTES.get(widest, 0) > asked:
             found[widest] += 1
+        if is_product and precision == "highest" and "operand_precision={highest,highest" not in rest:
+            found["default"] += 1
     return dict(found)
 
 
@@ -257,21 +270,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=TARGETS, required=True)
     parser.add_argument("--task", choices=TASKS, action="append")
-    parser.add_argument("--precision", choices=["bfloat16", "float32"], action="append")
+    parser.add_argument("--precision", choices=PRECISIONS, action="append")
     parser.add_argument("--batch", type=int, action="append")
     parser.add_argument("--devices", type=int, choices=[1, 4], action="append")
     parser.add_argument("--text", default="", help="a file for the optimised program of one")
     given = parser.parse_args()
     target, rows = TARGETS[given.target], []
     for of in itertools.product(
-        given.task or TASKS, given.precision or ["bfloat16", "float32"], given.batch or [128, 1024],
+        given.task or TASKS, given.precision or PRECISIONS, given.batch or [128, 1024],
         given.devices or [1, 4],
     ):  # fmt: skip
         rows.append(measured(target, *of, text=given.text))
         print(rows[-1], flush=True)
         if not given.text:  # after each, since it may take long
-            rates = {"memory": target.memory, "matrix": target.matrix}
-            save(f"compiled_{given.target}", target=given.target, rates=rates, rows=rows)
+            a_second = {"memory": target.memory, "matrix": target.matrix}
+            save(f"compiled_{given.target}", target=given.target, rates=a_second, rows=rows)
 
 
 if __name__ == "__main__":

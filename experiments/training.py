@@ -15,7 +15,6 @@ import numpy as np
 from record import circumstances
 
 from alexnet_jax import (
-    AlexNet,
     Config,
     Dataset,
     Errors,
@@ -33,6 +32,7 @@ from alexnet_jax.device.tuned import tuned, tuned_augmentation
 from alexnet_jax.files import write_whole
 from alexnet_jax.networks.ensemble import answers_of, outcomes
 from alexnet_jax.paper.evaluate import evaluate, make_evaluation_step, make_logits
+from alexnet_jax.paper.model import configured_network
 from alexnet_jax.paper.optim import configured_rule
 from alexnet_jax.paper.table import Layers
 from alexnet_jax.train import with_input
@@ -95,7 +95,7 @@ def configured_step(
 ) -> tuple[Callable, TrainState]:
     """The step of `fit`, to be compiled, and the state before the first one, on the devices."""
     steps_per_epoch = len(dataset.splits["train"]) / config.batch_size
-    net = AlexNet(tuned(layers, devices), jnp.dtype(config.precision))
+    net = configured_network(tuned(layers, devices), config)
     optimizer = configured_rule(config, steps_per_epoch)
     augment = tuned_augmentation(config, dataset.statistics, steps_per_epoch, devices)
     step = make_train_step(net, optimizer, augment, seed=config.seed, axis_name=parallel.axis_of(devices))
@@ -111,7 +111,7 @@ class Run:
         self.steps_per_epoch = len(dataset.splits["train"]) / config.batch_size
         self.devices = parallel.all_devices()
         self._step, self.state = configured_step(layers, config, dataset, self.devices)
-        self._net = AlexNet(tuned(layers, self.devices), jnp.dtype(config.precision))
+        self._net = configured_network(tuned(layers, self.devices), config)
         self._evaluation: dict[str, Any] = {}
 
     def epochs(self, until: float, every: float) -> Iterator[float]:

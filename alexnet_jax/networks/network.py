@@ -19,7 +19,7 @@ from alexnet_jax.device import xla
 from alexnet_jax.device.tuned import tuned
 from alexnet_jax.paper import evaluate
 from alexnet_jax.paper.augment import center_view, subtract_mean
-from alexnet_jax.paper.model import AlexNet, outputs
+from alexnet_jax.paper.model import AlexNet, configured_network, outputs
 from alexnet_jax.paper.table import Layers, output_names
 from alexnet_jax.paper.train_state import shapes_of_params
 
@@ -146,7 +146,7 @@ def _compiled(function: Callable) -> Callable:
 def built(file: Path, layers: Layers, config: Config) -> tuple[AlexNet, PyTree]:
     """The network of a table, and its parameters' shapes. Raises InputError, naming the file, where there is none."""
     try:
-        net = AlexNet(layers, jnp.dtype(config.precision))
+        net = configured_network(layers, config)
         return net, shapes_of_params(net, config.crop_size)
     except (TypeError, ValueError) as error:
         raise InputError(f"{file}: its network cannot be built ({error})") from error

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from alexnet_jax.config import Config
 from alexnet_jax.paper.architectures import PAPER
 from alexnet_jax.paper.augment import image_keys
 from alexnet_jax.paper.table import Conv, Dense, Layers, Local, check, named, output_names, step_names
@@ -41,10 +42,13 @@ class AlexNet(nn.Module):
     `apply({"params": …}, images, train=…, key=…)` gives logits, shape (n, classes), float32 or wider.
 
     layers: the table; an impossible one raises ValueError here, which names the layer. dtype: in which to compute.
+    matmul_precision: of convolutions and products in float32, as `jax.default_matmul_precision` takes it, which it is
+    if None: left alone, TPUs multiply in bfloat16, and GPUs since Ampere in TF32. "highest" is float32.
     """
 
     layers: Layers = PAPER
     dtype: Any = jnp.float32
+    matmul_precision: str | None = None
 
     def __post_init__(self):
         check(self.layers)
@@ -63,10 +67,21 @@ class AlexNet(nn.Module):
         keys = image_keys(key, len(images)) if train and key is not None else None
         x = images.astype(self.dtype)
         for number, (name, layer) in enumerate(named(self.layers).items()):
-            with _naming(name, images.shape):
+            with _naming(name, images.shape), self._precision():
                 is_random = any(step.is_random for step in layer.then)
                 x = _Layer(layer, self.dtype, name=name)(x, _fold_in(keys, number) if is_random else None)
         return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        return (
+            jax.default_matmul_precision(self.matmul_precision) if self.matmul_precision else contextlib.nullcontext()
+        )
+
+
+def configured_network(layers: Layers, config: Config) -> AlexNet:
+    """The network of a table, computed as a config says."""
+    matmul_precision = None if config.matmul_precision == "default" else config.matmul_precision
+    return AlexNet(layers, jnp.dtype(config.precision), matmul_precision)
 
 
 @contextlib.contextmanager

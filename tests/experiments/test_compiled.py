@@ -69,11 +69,14 @@ def test_products_of_another_type_are_found():
     assert wider_products(text, "bfloat16") == {"f32": 1}  # what is read counts; and the sums are meant
     assert wider_products(text, "float32") == {}
     assert wider_products(text.replace("dot(%b, %b)", "dot(%a, %b)"), "bfloat16") == {"f32": 2}
+    assert wider_products(text, "highest") == {"default": 2}
+    exact = text.replace("(%b, %a), ", "(%b, %a), operand_precision={highest,highest}, ")
+    assert wider_products(exact, "highest") == {"default": 1}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "plugin"), [("v5e", "libtpu"), ("h100", "jax_cuda12_plugin")])
-@pytest.mark.parametrize(("task", "precision"), [("train", "bfloat16"), ("evaluate", "float32")])
+@pytest.mark.parametrize(("task", "precision"), [("train", "bfloat16"), ("train", "highest"), ("evaluate", "float32")])
 def test_it_compiles_for_accelerators(target, plugin, task, precision, tmp_path):
     if not importlib.util.find_spec(plugin):
         pytest.skip(f"{plugin} is not installed")
@@ -83,4 +86,5 @@ def test_it_compiles_for_accelerators(target, plugin, task, precision, tmp_path)
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout.splitlines()[-1].replace("'", '"').replace("None", "null"))
     assert row["task"] == task
+    assert row["products_not_in_it"] == {}
     assert 0.95 < row["gigabytes"] / row["least_gigabytes"] < 1.6

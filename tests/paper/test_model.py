@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import jax
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import CROP, TINY
 
+from alexnet_jax.config import Config
 from alexnet_jax.paper import model
 from alexnet_jax.paper.architectures import PAPER
 from alexnet_jax.paper.layers import dropout, lrn, pool, relu, takes_key
@@ -95,6 +97,25 @@ def test_computes_in_bfloat16_with_float32_parameters_and_logits():
     assert logits.dtype == jnp.float32
     reference = net.apply(variables, x, train=False)
     assert 0 < np.abs(logits - reference).max() < 0.05 * np.abs(reference).max()
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"), [("default", "DEFAULT"), ("high", "HIGH"), ("highest", "HIGHEST"), ("highest", "bfloat16")]
+)
+def test_float32_is_multiplied_as_asked_forwards_and_backwards(asked, meant):
+    precision = "bfloat16" if meant == "bfloat16" else "float32"
+    net = model.configured_network(TINY, Config(precision=precision, matmul_precision=asked))
+    (_, params), images = init(TINY), jnp.ones((2, CROP, CROP, 3))
+
+    def loss(params):
+        return net.apply(params, images, train=False).sum()
+
+    products = re.findall(r"stablehlo.(?:convolution|dot_general).*", jax.jit(jax.grad(loss)).lower(params).as_text())
+    assert len(products) >= 2 * len(TINY)  # of each layer, and of its gradients
+    if precision == "bfloat16":
+        assert all("xbf16>" in product for product in products)
+    else:
+        assert all(re.search(rf"precision\S* = \[(#stablehlo<precision )?{meant}>?, ", of) for of in products), products
 
 
 def test_outputs_are_those_of_each_layer_and_of_each_of_its_steps_by_name():
