@@ -25,6 +25,7 @@ from tensorflow_datasets.core import dataset_info, naming, splits as tfds_splits
 from alexnet_jax.config import InputError
 from alexnet_jax.data import shapes, shards
 from alexnet_jax.data.images import ENCODINGS, Pixels, Statistics, Sums
+from alexnet_jax.shown import say
 
 NAME = "images"  # of the data set, as TFDS has it
 MANIFEST = "manifest.json"
@@ -253,7 +254,7 @@ def builtin_shapes(train: int = 4000, validation: int = 500) -> Path:
     path = cache / "alexnet_jax" / f"shapes{shapes.VERSION}-{train}-{validation}"
     if path.is_dir():
         return path
-    print(f"drawing the built-in data set, {train + validation:,} pictures, once: {path}", flush=True)
+    say(f"drawing the built-in data set, {train + validation:,} pictures, once: {path}")
     names = tuple(shapes.SHAPES)
 
     def item(split: int, index: int) -> shards.Item:
