@@ -18,7 +18,7 @@ from absl import app, flags, logging
 
 from alexnet_jax import __version__
 from alexnet_jax.config import InputError
-from alexnet_jax.shown import say, use_safe_streams
+from alexnet_jax.shown import Stream, say, use_safe_streams
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 PATIENCE = 5  # seconds
@@ -195,7 +195,7 @@ def _only_own_lines() -> None:
     with contextlib.suppress(OSError, ValueError):
         stderr = os.dup(sys.stderr.fileno())
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        sys.stderr = os.fdopen(stderr, "w", encoding=sys.stderr.encoding)
+        sys.stderr = Stream(os.fdopen(stderr, "w", encoding=sys.stderr.encoding), needed=False)
 
 
 def _end(code: int) -> typing.NoReturn:

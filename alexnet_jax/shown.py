@@ -30,10 +30,13 @@ def _shown(character: str) -> str:
 
 
 class Stream:
-    """A stream of text that takes every character, replaced where need be, and whose reader may go away."""
+    """A stream of text that takes every character, replaced where need be, and whose reader may go away.
 
-    def __init__(self, stream: Any):
-        self._stream = stream
+    needed: whether it is an error that its disk is full.
+    """
+
+    def __init__(self, stream: Any, *, needed: bool = True):
+        self._stream, self._gone = stream, _GONE if needed else (*_GONE, errno.ENOSPC)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -56,7 +59,7 @@ class Stream:
         try:
             yield
         except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno not in _GONE:
+            if isinstance(error, OSError) and error.errno not in self._gone:
                 raise
             with contextlib.suppress(OSError, ValueError):  # Python would complain of the rest, at its end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
@@ -70,7 +73,8 @@ def use_safe_streams() -> tuple[Any, Any]:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    sys.stdout, sys.stderr = (Stream(stream or open(os.devnull, "w")) for stream in before)  # noqa: SIM115
+    output, errors = (stream or open(os.devnull, "w") for stream in before)  # noqa: SIM115
+    sys.stdout, sys.stderr = Stream(output), Stream(errors, needed=False)
     return before
 
 

@@ -80,7 +80,7 @@ def _hear_aborts() -> None:
     terminal, (read, write) = os.dup(2), os.pipe()
     os.dup2(write, 2)
     os.close(write)
-    sys.stderr = Stream(os.fdopen(terminal, "w", encoding=sys.stderr.encoding, buffering=1))
+    sys.stderr = Stream(os.fdopen(terminal, "w", encoding=sys.stderr.encoding, buffering=1), needed=False)
 
     def hear() -> None:
         theirs = False  # whether the message that is being read is of the hosts' service
