@@ -101,6 +101,7 @@ def run(main: Callable[..., None], doc: str, *, takes_files: bool = False) -> No
     with _surroundings(doc):
         try:
             files = _parse(sys.argv, takes_files)
+            check_cache("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", ""))
             main(files) if takes_files else main()
         except InputError as error:
             _fail(str(error))
@@ -162,6 +163,19 @@ def _surroundings(doc: str) -> Iterator[None]:
             _undefine(name)
         flags.FLAGS["version"].value = False
         flags.FLAGS.unparse_flags()
+
+
+def check_cache(name: str, folder: str) -> None:
+    """Raises InputError where JAX could not keep compiled programs there, of which it would warn at each of them."""
+    if not folder or "://" in folder:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise InputError(f"{name}={folder}: cannot be written; choose another folder, or do without")
 
 
 def _named(file: Any) -> str:

@@ -57,7 +57,15 @@ def _place(text: str) -> str | None:
 
 
 def _text(values: tuple) -> str:
-    return ",".join(map(str, values))
+    return ",".join(map(_short, values))
+
+
+def _short(value: Any) -> str:
+    try:
+        text = str(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def _problem(
@@ -230,7 +238,7 @@ class Config:
             try:
                 in_steps(getattr(self, name), Fraction(1))
             except ValueError as error:
-                raise InputError(f"--{name}={getattr(self, name)}: {error}") from error
+                raise InputError(f"--{name}={_short(getattr(self, name))}: {error}") from error
         for name in ("learning_rate_drops", "conv1_learning_rate_drops", "bias_learning_rate_drops"):
             if self.plateau_patience and getattr(self, name):
                 drops, patience = _text(getattr(self, name)), self.plateau_patience

@@ -101,6 +101,7 @@ def _run() -> None:
     options = Options(**command.given_flags(Options))
     given, named = command.given_flags(Config), command.given_flags(Options)
     config = dataclasses.replace(PRESETS[options.preset], **given)
+    command.check_cache("--compilation_cache", options.compilation_cache)
     if options.distributed or options.coordinator:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # pages of JAX's, where another process has ended
     # Here, so that --help and bad flags do not wait for it.

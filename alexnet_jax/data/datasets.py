@@ -250,7 +250,12 @@ def _allow_many_files() -> None:
 
 def builtin_shapes(train: int = 4000, validation: int = 500) -> Path:
     """The folder of the built-in data set (see shapes.py), drawn at the first call into the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # there is no HOME
+        raise InputError(
+            "XDG_CACHE_HOME: must be a folder to draw the built-in data set in; there is no HOME"
+        ) from error
     path = cache / "alexnet_jax" / f"shapes{shapes.VERSION}-{train}-{validation}"
     if path.is_dir():
         return path
@@ -268,9 +273,9 @@ def builtin_shapes(train: int = 4000, validation: int = 500) -> Path:
     }
     try:
         write(path, names, splits, size=256)
-    except InputError:
+    except (InputError, OSError) as error:
         if not path.is_dir():  # else another process was faster, and drew the same pictures
-            raise
+            raise InputError(f"XDG_CACHE_HOME={cache}: set it to a folder that can be written ({error})") from error
     return path
 
 

@@ -25,7 +25,7 @@ from alexnet_jax.networks.loading import load
 from alexnet_jax.networks.network import Trained
 from alexnet_jax.paper import evaluate
 from alexnet_jax.paper.evaluate import Errors
-from alexnet_jax.shown import say
+from alexnet_jax.shown import say, shown
 
 RESAMPLES = 1000  # of the images, for the intervals
 
