@@ -108,7 +108,7 @@ def run(main: Callable[..., None], doc: str, *, takes_files: bool = False) -> No
         except OSError as error:  # a full disk, a folder that has gone
             _fail(f"{_named(error.filename)}: {error.strerror or error}")
         except MemoryError as error:
-            _fail(f"memory: there is not enough ({error or 'of this computer'})")
+            _fail(f"memory: there is not enough ({str(error) or 'of this computer'})")
         except (RuntimeError, AssertionError) as error:
             if (message := _of_the_surroundings(error)) is None:
                 raise

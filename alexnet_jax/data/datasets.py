@@ -252,10 +252,8 @@ def builtin_shapes(train: int = 4000, validation: int = 500) -> Path:
     """The folder of the built-in data set (see shapes.py), drawn at the first call into the user's cache folder."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:  # there is no HOME
-        raise InputError(
-            "XDG_CACHE_HOME: must be a folder to draw the built-in data set in; there is no HOME"
-        ) from error
+    except RuntimeError as error:
+        raise InputError("XDG_CACHE_HOME=DIR is needed to draw the built-in data set: there is no HOME") from error
     path = cache / "alexnet_jax" / f"shapes{shapes.VERSION}-{train}-{validation}"
     if path.is_dir():
         return path

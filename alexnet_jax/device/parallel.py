@@ -87,7 +87,7 @@ def _hear_aborts() -> None:
         with os.fdopen(read, "rb") as pages:
             for line in pages:
                 if re.match(rb"[IWEF]\d{4} |terminate called", line):
-                    theirs = re.search(rb"coordination_|distributed service|gloo::", line) is not None
+                    theirs = re.search(rb"coordination|preemption|distributed service|gloo::", line) is not None
                 if theirs and line.startswith((b"F", b"terminate")):
                     _end_alone()
                 if not theirs:
