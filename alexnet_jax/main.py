@@ -48,7 +48,7 @@ class Options:
     views: int = option(1, "to evaluate: 1, the centre of each image, or 10, as in §4.1")
     checkpoint: str = option("latest", "to evaluate: which of the run's: latest, best, or the number of a step")
     split: str = option("validation", "to evaluate: of the data set")
-    weights: tuple[float, ...] = option((), "to evaluate: of each --workdir in the average; none: all alike")
+    weights: tuple[float, ...] = option((), "to evaluate: of each --workdir in the average; none: all alike", minimum=0)
     output: str = option("", "to evaluate: where to write; none: 'evaluation' in the first --workdir")
     compilation_cache: str = option(
         "",
