@@ -91,7 +91,8 @@ def _hear_aborts() -> None:
                 if theirs and line.startswith((b"F", b"terminate")):
                     _end_alone()
                 if not theirs:
-                    os.write(terminal, line)
+                    with contextlib.suppress(OSError):  # whoever read it has gone
+                        os.write(terminal, line)
 
     threading.Thread(target=hear, daemon=True).start()
     system = ctypes.CDLL(None)
