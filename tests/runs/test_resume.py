@@ -16,7 +16,7 @@ KILLS = Path(__file__).parents[2] / "experiments" / "kills.py"
 @pytest.mark.slow
 def test_runs_killed_in_every_phase_are_bit_for_bit_those_that_were_not(tmp_path):
     command = [sys.executable, str(KILLS), "--kills=40", "--no_log", f"--scratch={tmp_path}"]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert process.returncode == 0, process.stdout + process.stderr
     *runs, last = process.stdout.splitlines()
     assert last == "40 kills of 4 runs: all equal to those left alone"
