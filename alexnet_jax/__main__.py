@@ -12,7 +12,9 @@ Each explains its flags with --help.
 import sys
 
 from alexnet_jax import __version__
+from alexnet_jax.shown import say, use_safe_streams
 
 if __name__ == "__main__":
-    print(f"alexnet_jax {__version__}" if "--version" in sys.argv else __doc__.strip())
+    use_safe_streams()
+    say(*([f"alexnet_jax {__version__}"] if "--version" in sys.argv else __doc__.strip().split("\n")))
     sys.exit(0 if len(sys.argv) == 1 or sys.argv[1] in ("--version", "--help", "-h") else 2)

@@ -13,6 +13,10 @@ ARCHITECTURE_NAMES = (
 )  # fmt: skip
 
 
+# Of numbers that have no bound of their own: what devices count with; and of what they multiply with, in float32.
+LARGEST, LARGEST_FACTOR = 2**31 - 1, 3e38
+
+
 class InputError(ValueError):
     """What the user gave cannot be used: one line that names the flag, file or layer."""
 
@@ -22,6 +26,7 @@ def option(
     help: str,
     *,
     minimum: float | None = None,
+    maximum: float = LARGEST,
     above: float | None = None,
     below: float | None = None,
     decides: bool = True,
@@ -30,27 +35,43 @@ def option(
 
     decides: whether it has a say in what is computed; else a run may be continued with another value.
     """
-    bounds = {"minimum": minimum, "above": above, "below": below}
+    bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
     return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds, "decides": decides})
 
 
 def check_bounds(options: Any) -> None:
-    """Raises InputError for the first number among the fields of `options` that is not possible."""
+    """Raises InputError for the first among the fields of `options` that is not possible: a number out of its bounds,
+    a place that is no folder or file.
+    """
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         values = value if isinstance(value, tuple) else (value,)
-        for number in values:
-            problem = None if isinstance(number, str) else _problem(number, **field.metadata["bounds"])
+        for one in values:
+            problem = _place(one) if isinstance(one, str) else _problem(one, **field.metadata["bounds"])
             if problem:
                 raise InputError(f"--{field.name}={_text(values)}: must be {problem}")
 
 
+def _place(text: str) -> str | None:
+    return "a folder or file of this computer, as a bucket that is mounted" if "://" in text else None
+
+
 def _text(values: tuple) -> str:
-    return ",".join(map(str, values))
+    return ",".join(map(_short, values))
 
 
-def _problem(number: float, minimum: float | None, above: float | None, below: float | None) -> str | None:
-    if not math.isfinite(number):
+def _short(value: Any) -> str:
+    try:
+        text = str(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def _problem(
+    number: float, minimum: float | None, maximum: float, above: float | None, below: float | None
+) -> str | None:
+    if isinstance(number, float) and not math.isfinite(number):
         return "finite"
     if minimum is not None and number < minimum:
         return f"at least {minimum}"
@@ -58,7 +79,7 @@ def _problem(number: float, minimum: float | None, above: float | None, below: f
         return f"above {above}"
     if below is not None and number >= below:
         return f"below {below}"
-    return None
+    return f"at most {maximum}" if number > maximum else None
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -76,9 +97,9 @@ def check_choice(flag: str, value: Any, choices: Iterable[Any]) -> None:
 
 def in_steps(interval: int | str, steps_per_epoch: Fraction) -> Fraction:
     """An interval, which is in steps, as 100, or in epochs, as "0.5epochs". Raises ValueError where it is none."""
-    number, epochs, rest = str(interval).partition("epoch")
-    try:
-        if rest not in ("", "s"):
+    try:  # as a fraction, 1e100000000 would take hours
+        number, epochs, rest = str(interval).partition("epoch")
+        if rest not in ("", "s") or ("e" in number.lower() and not 1e-9 < float(number) <= LARGEST):
             raise ValueError
         steps = Fraction(number.strip()) * steps_per_epoch if epochs else Fraction(int(number))
     except (ValueError, ZeroDivisionError):
@@ -141,7 +162,9 @@ class Config:
     crop_to_edge: bool = option(False, "whether patches reach the bottom and right edge: 33 × 33 places, not 32 × 32")
     crop_chunk: int = option(1, "images in a row that share one patch and one reflection", minimum=1)
     center_mean: bool = option(False, "subtract the mean image's centre from every patch, not each pixel's own mean")
-    color_scale: float = option(0.1, "standard deviation of the PCA colour's coefficients (§4.1); 0: off", minimum=0)
+    color_scale: float = option(
+        0.1, "standard deviation of the PCA colour's coefficients (§4.1); 0: off", minimum=0, maximum=LARGEST_FACTOR
+    )
     color_rescale: bool = option(False, "divide the image by 1 + color_scale once its colour is added")
     color_off_from: float = option(0.0, "epoch from which there is no PCA colour; 0: never", minimum=0)
     precision: str = option(
@@ -153,7 +176,7 @@ class Config:
     )  # fmt: skip
     batch_size: int = option(128, "images a step, over all devices together (§5)", minimum=1)
     epochs: float = option(90.0, "times through the training set; a fraction is possible", above=0)
-    learning_rate: float = option(0.01, "the first learning rate (§5)", above=0)
+    learning_rate: float = option(0.01, "the first learning rate (§5)", above=0, maximum=LARGEST_FACTOR)
     learning_rate_drops: tuple[float, ...] = option(
         (), "epochs at which the learning rate is divided by 10, comma-separated (§5)", above=0
     )
@@ -167,7 +190,7 @@ class Config:
     )
     conv1_frozen_from: float = option(0.0, "epoch from which conv1 is kept as it is; 0: never", minimum=0)
     bias_learning_rate: float = option(
-        0.0, "learning rate of the biases; 0: at all times that of the weights", minimum=0
+        0.0, "learning rate of the biases; 0: at all times that of the weights", minimum=0, maximum=LARGEST_FACTOR
     )
     bias_learning_rate_drops: tuple[float, ...] = option(
         (), "epochs at which bias_learning_rate is divided by 10, where it is given", above=0
@@ -177,15 +200,22 @@ class Config:
         "", "folder of a run, from whose last checkpoint every parameter is taken whose name and shape agree (§6)"
     )
     taken_rate_scale: float = option(
-        0.1, "what multiplies the learning rates of the parameters taken with init_from (2012: 0.1)", minimum=0
+        0.1,
+        "what multiplies the learning rates of the parameters taken with init_from (2012: 0.1)",
+        minimum=0,
+        maximum=LARGEST_FACTOR,
     )
     frozen_layers: tuple[str, ...] = option(
         (), "layers taken with init_from that stay as they are, comma-separated, as conv1,conv2"
     )
     momentum: float = option(0.9, "momentum (§5)", minimum=0, below=1)
-    weight_decay: float = option(5e-4, "weight decay (§5)", minimum=0)
+    weight_decay: float = option(5e-4, "weight decay (§5)", minimum=0, maximum=LARGEST_FACTOR)
     seed: int = option(
-        0, "of the initial weights, the order of images, the augmentation and dropout", minimum=0, below=2**63
+        0,
+        "of the initial weights, the order of images, the augmentation and dropout",
+        minimum=0,
+        below=2**63,
+        maximum=2**63,
     )
     log_every: int | str = option(
         10, "steps, or epochs as in 0.5epochs, between lines in metrics.jsonl and TensorBoard; there is one at the "
@@ -214,7 +244,7 @@ class Config:
             try:
                 in_steps(getattr(self, name), Fraction(1))
             except ValueError as error:
-                raise InputError(f"--{name}={getattr(self, name)}: {error}") from error
+                raise InputError(f"--{name}={_short(getattr(self, name))}: {error}") from error
         for name in ("learning_rate_drops", "conv1_learning_rate_drops", "bias_learning_rate_drops"):
             if self.plateau_patience and getattr(self, name):
                 drops, patience = _text(getattr(self, name)), self.plateau_patience

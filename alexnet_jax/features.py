@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alexnet_jax import command
-from alexnet_jax.config import InputError, option
+from alexnet_jax.config import InputError, check_bounds, option
+from alexnet_jax.shown import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Options:
     output: str = option("", "the .npy to write")
 
     def __post_init__(self):
+        check_bounds(self)
         if not self.workdir:
             raise InputError("--workdir=DIR is needed: the folder of a run")
         if Path(self.output).suffix != ".npy":
@@ -58,7 +60,7 @@ def _write(arguments: Sequence[str]) -> None:
     else:
         rows = network.features(files_of(arguments), [layer])[layer]
         np.save(output, rows)
-    print(f"{output}: {layer} of {len(rows):,} pictures, {' × '.join(map(str, rows.shape[1:]))} each", flush=True)
+    say(f"{output}: {layer} of {len(rows):,} pictures, {' × '.join(map(str, rows.shape[1:]))} each")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The paper's pictures."""
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from matplotlib.figure import Figure
+
+from alexnet_jax.shown import shown
 
 BLUE, ORANGE = "#1f5fa8", "#d9631e"
 
@@ -118,7 +121,7 @@ def save_activations(
     left_axes, right = figure.subplots(1, 2, width_ratios=[2.4, 0.45 * columns])
     left_axes.imshow(image)
     right.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    right.set_title(f"{name}: {kernels} maps of {height}×{width}", fontsize=9)
+    right.set_title(f"{_shortened(name)}: {kernels} maps of {height}×{width}", fontsize=9, parse_math=False)
     for axes in (left_axes, right):
         axes.set_axis_off()
     _save(figure, file)
@@ -153,8 +156,8 @@ def save_confusion(counts: Int[np.ndarray, "classes classes"], class_names: Sequ
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     if classes <= 40:
         names = [_shortened(name, 20) for name in class_names]
-        axes.set_xticks(range(classes), names, rotation=90, fontsize=7)
-        axes.set_yticks(range(classes), names, fontsize=7)
+        axes.set_xticks(range(classes), names, rotation=90, fontsize=7, parse_math=False)
+        axes.set_yticks(range(classes), names, fontsize=7, parse_math=False)
     axes.set_xlabel("answer")
     axes.set_ylabel("true class")
     figure.colorbar(drawn, shrink=0.6, label="share of the class's images")
@@ -162,9 +165,12 @@ def save_confusion(counts: Int[np.ndarray, "classes classes"], class_names: Sequ
 
 
 def _shortened(text: str, characters: int = 30) -> str:
+    text = shown(text)
     return text if len(text) <= characters else f"{text[: characters - 1]}…"
 
 
 def _save(figure: Figure, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
+    with warnings.catch_warnings():  # a character that the font lacks is a box
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
+        figure.savefig(file, dpi=150)

@@ -13,6 +13,7 @@ evaluates what runs have left, each alone and averaged (§6).
 """
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,14 @@ class Options:
     preset: str = option("demo", f"settings to start from: {one_of(PRESETS)}")
     architecture: str = option("", f"the network: {one_of(ARCHITECTURE_NAMES)}; none: that of the preset's name")
     dataset: str = option("shapes", "a folder that alexnet_jax.prepare wrote, or the built-in data set 'shapes'")
-    num_classes: int = option(0, "outputs of the last layer; 0: as many as the data set has classes", minimum=0)
+    num_classes: int = option(
+        0, "outputs of the last layer; 0: as many as the data set has classes", minimum=0, maximum=100_000
+    )
     mode: str = option("train", "train, and evaluate at the end; or evaluate: only that, of runs that are there")
     views: int = option(1, "to evaluate: 1, the centre of each image, or 10, as in §4.1")
     checkpoint: str = option("latest", "to evaluate: which of the run's: latest, best, or the number of a step")
     split: str = option("validation", "to evaluate: of the data set")
-    weights: tuple[float, ...] = option((), "to evaluate: of each --workdir in the average; none: all alike")
+    weights: tuple[float, ...] = option((), "to evaluate: of each --workdir in the average; none: all alike", minimum=0)
     output: str = option("", "to evaluate: where to write; none: 'evaluation' in the first --workdir")
     compilation_cache: str = option(
         "",
@@ -59,6 +62,10 @@ class Options:
     coordinator: str = option("", "elsewhere: HOST:PORT of process 0, the same for all; means --distributed")
     num_processes: int = option(0, "elsewhere: how many processes there are", minimum=0)
     process_id: int = option(-1, "elsewhere: which of them this one is, from 0", minimum=-1)
+    host_timeout: float = option(
+        60.0, "seconds to wait for a process that has not come or gives no sign of life, before all others end",
+        minimum=1,
+    )  # fmt: skip
     debug_nans: bool = option(
         False,
         "end with a traceback where the first not-a-number comes from: in a --workdir of its "
@@ -94,6 +101,9 @@ def _run() -> None:
     options = Options(**command.given_flags(Options))
     given, named = command.given_flags(Config), command.given_flags(Options)
     config = dataclasses.replace(PRESETS[options.preset], **given)
+    command.check_cache("--compilation_cache", options.compilation_cache)
+    if options.distributed or options.coordinator:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # pages of JAX's, where another process has ended
     # Here, so that --help and bad flags do not wait for it.
     import jax
 
@@ -129,7 +139,7 @@ def _train(options: Options, config: Config, *, has_crop_size: bool) -> None:
     from alexnet_jax.train import fit
 
     if options.distributed or options.coordinator:
-        parallel.start_hosts(options.coordinator, options.num_processes, options.process_id)
+        parallel.start_hosts(options.coordinator, options.num_processes, options.process_id, options.host_timeout)
     name = options.architecture or options.preset
     if name == "caffe" and not has_crop_size:
         config = dataclasses.replace(config, crop_size=CAFFE_IMAGE_SIZE)
@@ -137,7 +147,8 @@ def _train(options: Options, config: Config, *, has_crop_size: bool) -> None:
     classes = len(dataset.class_names)
     if options.num_classes and options.num_classes < classes:
         raise InputError(f"--num_classes={options.num_classes}: {dataset.path} has {classes} classes")
-    fit(with_classes(ARCHITECTURES[name], options.num_classes or classes), dataset, config, options.workdir)
+    with parallel.hosts_needed():
+        fit(with_classes(ARCHITECTURES[name], options.num_classes or classes), dataset, config, options.workdir)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ name of a class, that counts as its true class.
 import dataclasses
 import glob
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +19,7 @@ import numpy as np
 from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, check_choice, option
 from alexnet_jax.data.images import Pixels, read_file
+from alexnet_jax.shown import say
 
 if TYPE_CHECKING:
     from alexnet_jax.networks.network import Trained
@@ -105,16 +105,16 @@ def _read(file: str, size: int) -> Pixels | InputError:
         return error
 
 
-def as_text(seen: Prediction) -> str:
+def as_lines(seen: Prediction) -> list[str]:
     """The file, and below it a line for each class."""
     label = f"  (true: {seen.label})" if seen.label else ""
-    return "\n".join([f"{seen.file}{label}", *(f"{p:7.1%}  {name}" for name, p in seen.top)])
+    return [f"{seen.file}{label}", *(f"{p:7.1%}  {name}" for name, p in seen.top)]
 
 
 def as_json(seen: Prediction) -> str:
     """One line."""
     top = [{"class": name, "probability": round(probability, 6)} for name, probability in seen.top]
-    return json.dumps({"file": seen.file, "label": seen.label, "top": top}, ensure_ascii=False)
+    return json.dumps({"file": seen.file, "label": seen.label, "top": top})
 
 
 def main() -> None:
@@ -141,10 +141,10 @@ def _predict(arguments: Sequence[str]) -> None:
     failed = 0
     for prediction in predictions(network, files, views=options.views, top=options.top):
         if isinstance(prediction, InputError):
-            print(f"error: {prediction}", file=sys.stderr, flush=True)
+            say(f"error: {prediction}", error=True)
             failed += 1
             continue
-        print(as_json(prediction) if options.json else as_text(prediction), flush=True)
+        say(*([as_json(prediction)] if options.json else as_lines(prediction)))
         if options.figure and len(seen) < MOST_IN_A_FIGURE:
             seen.append(prediction)
     if seen and options.maps:

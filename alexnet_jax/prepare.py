@@ -24,6 +24,7 @@ from tqdm import tqdm
 from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, check_choice, one_of, option
 from alexnet_jax.data.images import ENCODINGS
+from alexnet_jax.shown import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +34,16 @@ class Options:
     source: tuple[str, ...] = option((), "folders or tar files, comma-separated; or one of the sources above")
     data_dir: str = option("", "where TFDS data sets lie; none: TFDS's own default")
     output: str = option("", "folder to write; must not exist")
-    size: int = option(0, "side of the square images, in pixels (§2); 0: 256 (CIFAR-10: 32)", minimum=0)
+    size: int = option(0, "side of the square images, in pixels (§2); 0: 256 (CIFAR-10: 32)", minimum=0, maximum=4096)
     validation_fraction: float = option(
         0.1, "of each class, for validation, where the source has no validation part", above=0, below=1
     )
-    seed: int = option(0, "of the choice of these validation images", minimum=0)
+    seed: int = option(0, "of the choice of these validation images", minimum=0, maximum=2**63 - 1)
     encoding: str = option(
         "", f"how images are stored: {one_of(ENCODINGS)} (raw: several times larger); none: jpeg (CIFAR-10: raw)"
     )
     on_error: str = option("stop", "what to do about an image that cannot be read: stop, or skip and list it")
-    workers: int = option(0, "processes; 0: one for each core", minimum=0)
+    workers: int = option(0, "processes; 0: one for each core", minimum=0, maximum=1024)
     verify: str = option("", "a prepared data set to check against its manifest, instead of preparing one")
 
     def __post_init__(self):
@@ -77,20 +78,20 @@ def _prepare(options: Options, output: Path, scratch: Path) -> None:
         files = [file for path in options.source for file in list_files(path, scratch)]
         source = sort_files(files, validation_fraction=options.validation_fraction, seed=options.seed)
     size, encoding = options.size or source.size, options.encoding or source.encoding
-    print(f"{','.join(options.source)}: {source.kind}, {len(source.class_names):,} classes", flush=True)
+    say(f"{','.join(options.source)}: {source.kind}, {len(source.class_names):,} classes")
     total = sum(map(len, source.splits.values()))
     with tqdm(total=total, unit=" images", mininterval=0.1 if sys.stderr.isatty() else 15) as bar:
         counts, skipped = datasets.write(
             output, source.class_names, source.splits, size=size, encoding=encoding,
             on_error=options.on_error, workers=options.workers or shards.cores(), progress=bar.update,
         )  # fmt: skip
-    print(
+    say(
         f"{options.output}: {len(source.class_names)} classes, "
         + ", ".join(f"{count:,} {split} images" for split, count in counts.items())
     )
     if skipped:
-        print(f"skipped {len(skipped)} files:", *sorted(skipped), sep="\n  ")
-    print(f"train with: python -m alexnet_jax.main --workdir=DIR --dataset={shlex.quote(str(output))}")
+        say(f"skipped {len(skipped)} files:", *(f"  {file}" for file in sorted(skipped)))
+    say(f"train with: python -m alexnet_jax.main --workdir=DIR --dataset={shlex.quote(str(output))}")
 
 
 def verify(path: str) -> None:
@@ -99,7 +100,7 @@ def verify(path: str) -> None:
 
     manifest = datasets.verify(Path(path).expanduser())
     images = {split: sum(of_class.values()) for split, of_class in manifest["images"].items()}
-    print(
+    say(
         f"{path}: {len(manifest['shards'])} shards are as they were written; "
         + ", ".join(f"{count:,} {split} images" for split, count in images.items())
     )

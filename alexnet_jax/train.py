@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from alexnet_jax.config import Config, InputError, Intervals
+from alexnet_jax.config import LARGEST, Config, InputError, Intervals
 from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.data.input_pipeline import Batch, with_timeout
@@ -32,6 +32,7 @@ from alexnet_jax.paper.written import Written, to_json
 from alexnet_jax.runs import report, workdir as folders
 from alexnet_jax.runs.checkpoint import Checkpoints, stop_requests
 from alexnet_jax.runs.log import FIELDS, RunLog, SilentLog, StepMetrics
+from alexnet_jax.shown import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,8 @@ def fit(
 
     Raises InputError, before anything starts, where this cannot be run, or `workdir` holds another run.
     """
+    if "://" in str(workdir):
+        raise InputError(f"--workdir={workdir}: must be a folder of this computer, as a bucket that is mounted")
     workdir = Path(workdir).expanduser()
     run = _set_up(layers, dataset, config, workdir, optimizer, augment, metrics or Metrics(), devices)
     errors, params, best_step = _loop(run)
@@ -175,6 +178,8 @@ def _check(layers: Layers, dataset: Dataset, config: Config, devices: Sequence[j
         raise InputError(f"--batch_size={config.batch_size}: more than the {images} training images of {dataset.path}")
     if config.crop_size > dataset.size:
         raise InputError(f"--crop_size={config.crop_size}: the images of {dataset.path} have {dataset.size} pixels")
+    if config.epochs * images / config.batch_size > LARGEST:
+        raise InputError(f"--epochs={config.epochs}: are more than {LARGEST} steps")
     if layers[-1].features < len(dataset.class_names):
         raise InputError(
             f"the network has {layers[-1].features} outputs, and {dataset.path} has {len(dataset.class_names)} classes"
@@ -210,9 +215,9 @@ def _claim(
         folders.keep_facts(workdir, dataset)
         origin.keep(workdir)
         images = f"{len(dataset.splits['train']):,} training images, {len(dataset.class_names)} classes"
-        print(f"{size}; {dataset.path}: {images}; {_named(devices)}", flush=True)
+        say(f"{size}; {dataset.path}: {images}; {_named(devices)}")
         if slower := missing_forms(devices):
-            print(slower, flush=True)
+            say(slower)
     parallel.wait_for_all("claimed")
     if not parallel.is_first_host():
         folders.claim(workdir, run, exists=True)
@@ -265,7 +270,7 @@ def _loop(run: _Run) -> tuple[Errors, PyTree, int | None]:
             if stopping and step < intervals.last:
                 stack.close()  # only now the checkpoint is known to be on disk
                 if parallel.is_first_host():
-                    print(f"stopped; the same command continues from step {step} of {intervals.last}", flush=True)
+                    say(f"stopped; the same command continues from step {step} of {intervals.last}")
                 raise KeyboardInterrupt
         assert errors  # of the last step
         return errors, jax.device_get(state.params), checkpoints.best_step()
@@ -281,7 +286,7 @@ def _start(run: _Run, checkpoints: Checkpoints, table: Written) -> tuple[TrainSt
     first_step, last = int(state.step), run.intervals.last
     parallel.check_same("the checkpoint that they found", str(first_step))
     if first_step and parallel.is_first_host():
-        print(f"continuing from the checkpoint of step {first_step} of {last} in {run.workdir}", flush=True)
+        say(f"continuing from the checkpoint of step {first_step} of {last} in {run.workdir}")
     return parallel.replicate(state, run.devices), first_step, StepMetrics(kept.get("sums")), kept.get("lowest", 2.0)
 
 

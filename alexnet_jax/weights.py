@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alexnet_jax import command
-from alexnet_jax.config import InputError, check_choice, option
+from alexnet_jax.config import InputError, check_bounds, check_choice, option
+from alexnet_jax.shown import say
 
 if TYPE_CHECKING:
     from alexnet_jax.networks.network import Trained
@@ -34,6 +35,7 @@ class Options:
     pytorch: bool = option(False, "write a state dict for PyTorch instead")
 
     def __post_init__(self):
+        check_bounds(self)
         if not self.source or not self.output:
             raise InputError("--source=RUN_OR_FILE and --output=FILE are needed")
         if Path(self.output).suffix not in (".safetensors", ".jax"):
@@ -104,7 +106,7 @@ def _convert() -> None:
         write_whole(output, safetensors.numpy.save(interchange.to_pytorch(network)))
     else:
         one_file.save(network, output, known_errors(network))
-    print(f"{output}: {len(network.net.layers)} layers, {len(network.class_names)} classes", flush=True)
+    say(f"{output}: {len(network.net.layers)} layers, {len(network.class_names)} classes")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import re
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 import first_minutes
 from cifar_tables import claims, draw, figure1, lrn_on_cifar10, overfitting_and_cures
@@ -107,22 +108,21 @@ def two_gpus() -> str:
 
 def kills() -> str:
     values = log("kills")
-    row = [
-        values["kills"],
-        values["in_a_checkpoint"],
-        values["torn"],
-        values["steps"],
-        *("equal" if values[what] else "DIFFERENT" for what in ("state_equal", "lines_equal")),
-    ]
+
+    def row(run: dict[str, Any]) -> list[Any]:
+        equal = ["equal" if run[f"{what}_equal"] else "DIFFERENT" for what in ("state", "lines", "files")]
+        return [run["settings"], run["kills"], run["in_a_checkpoint"], run["torn"], run["steps"], *equal]
+
     header = [
-        "kills (SIGKILL) of one run",
-        "while a checkpoint was written",
-        "checkpoints torn",
-        "steps",
-        "final state",
-        "metrics",
-    ]
-    return f"{table(header, [row])}\n\nAgainst the run that was left alone, bit for bit; {where(values)}."
+        "settings", "kills (SIGKILL) of one run", "while a checkpoint was written", "checkpoints torn", "steps",
+        "final state", "metrics", "result and figures",
+    ]  # fmt: skip
+    phases = {phase: sum(run["by_phase"][phase] for run in values["runs"]) for phase in values["runs"][0]["by_phase"]}
+    note = (
+        f"{values['kills']} kills: {', '.join(f'{phase} {number}' for phase, number in phases.items())}. Against the "
+        f"runs that were left alone, bit for bit; {where(values)}."
+    )
+    return f"{table(header, [row(run) for run in values['runs']])}\n\n{note}"
 
 
 def precision() -> str:

@@ -8,7 +8,7 @@ import alexnet_jax
 PACKAGE = Path(alexnet_jax.__file__).parent
 # From the bottom up. `device` stands above `paper`, whose formulas it knows and replaces.
 FLOORS = (
-    {"", "config", "files", "figures"},
+    {"", "config", "files", "figures", "shown"},
     {"data"},
     {"paper"},
     {"device"},
@@ -43,6 +43,17 @@ def test_nothing_is_imported_from_a_floor_above():
     up = [(module, of) for module in MODULES for of in imported(module) if floor(of) > floor(module)]
     assert up == []
     assert len(MODULES) > 40
+
+
+def test_whatever_is_shown_goes_through_one_door():
+    """`shown.say`, for lines; a progress bar writes on a stream of `shown.use_safe_streams`."""
+    calls = [
+        f"{module}: {ast.unparse(node)}"
+        for module, file in MODULES.items()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
+    ]
+    assert calls == []
 
 
 def test_no_modules_import_each_other_in_a_circle():

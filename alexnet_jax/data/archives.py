@@ -18,6 +18,7 @@ from tensorflow_datasets.core import read_only_builder
 from alexnet_jax.config import InputError
 from alexnet_jax.data.shards import Item
 from alexnet_jax.data.sources import SPLIT_NAMES, Source, read_range, reason, uncompressed
+from alexnet_jax.shown import say
 
 IMAGENET = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 CIFAR10 = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
@@ -79,7 +80,7 @@ def imagenet(folder: Path) -> Source:
     class_names = tuple(synset for synset in synsets if synset in present)
     label_of = {synset: label for label, synset in enumerate(class_names)}
     if len(class_names) < len(synsets):
-        print(f"{train}: {len(class_names)} of the {len(synsets):,} synsets; validation images of these only")
+        say(f"{train}: {len(class_names)} of the {len(synsets):,} synsets; validation images of these only")
     items = {
         split: [
             Item(f"{path}:{name}", name, label_of[synset], read) for synset, name, read in images if synset in label_of

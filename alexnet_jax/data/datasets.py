@@ -25,6 +25,7 @@ from tensorflow_datasets.core import dataset_info, naming, splits as tfds_splits
 from alexnet_jax.config import InputError
 from alexnet_jax.data import shapes, shards
 from alexnet_jax.data.images import ENCODINGS, Pixels, Statistics, Sums
+from alexnet_jax.shown import say
 
 NAME = "images"  # of the data set, as TFDS has it
 MANIFEST = "manifest.json"
@@ -249,11 +250,14 @@ def _allow_many_files() -> None:
 
 def builtin_shapes(train: int = 4000, validation: int = 500) -> Path:
     """The folder of the built-in data set (see shapes.py), drawn at the first call into the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise InputError("XDG_CACHE_HOME=DIR is needed to draw the built-in data set: there is no HOME") from error
     path = cache / "alexnet_jax" / f"shapes{shapes.VERSION}-{train}-{validation}"
     if path.is_dir():
         return path
-    print(f"drawing the built-in data set, {train + validation:,} pictures, once: {path}", flush=True)
+    say(f"drawing the built-in data set, {train + validation:,} pictures, once: {path}")
     names = tuple(shapes.SHAPES)
 
     def item(split: int, index: int) -> shards.Item:
@@ -267,9 +271,9 @@ def builtin_shapes(train: int = 4000, validation: int = 500) -> Path:
     }
     try:
         write(path, names, splits, size=256)
-    except InputError:
+    except (InputError, OSError) as error:
         if not path.is_dir():  # else another process was faster, and drew the same pictures
-            raise
+            raise InputError(f"XDG_CACHE_HOME={cache}: set it to a folder that can be written ({error})") from error
     return path
 
 

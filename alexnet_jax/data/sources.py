@@ -18,6 +18,7 @@ import numpy as np
 
 from alexnet_jax.config import InputError
 from alexnet_jax.data.shards import Item
+from alexnet_jax.shown import say
 
 SPLIT_NAMES = {
     "train": "train",
@@ -173,7 +174,7 @@ def sort_files(files: list[File], *, validation_fraction: float, seed: int) -> S
             of_class.append(file)
     ignored = [file.path for file in outside if file.read]
     if ignored:
-        print(f"ignored {len(ignored)} files that are in no class folder, such as {ignored[0]}")
+        say(f"ignored {len(ignored)} files that are in no class folder, such as {ignored[0]}")
     if "train" not in by_split:
         raise InputError(f"no class folders of training images beside {files[0].path}")
     if "validation" not in by_split and "test" in by_split:

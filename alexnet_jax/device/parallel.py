@@ -4,9 +4,16 @@ A host is one process. Each holds whole state and its part of every batch on its
 on those of all.
 """
 
+import contextlib
+import ctypes
 import faulthandler
 import itertools
 import math
+import os
+import re
+import signal
+import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -15,31 +22,92 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
+from tqdm import tqdm
 
 from alexnet_jax.config import InputError
 from alexnet_jax.device.xla import compiler_options
+from alexnet_jax.shown import Stream, say
 
 AXIS = "batch"
-HEARTBEAT_SECONDS = 30  # without a sign of life a host counts as dead
+HOST_TIMEOUT = 60.0  # seconds without a sign of life, after which a host counts as dead
+# In errors of JAX and of what it exchanges by, where a partner has gone.
+_OF_PARTNERS = re.compile(r"gloo|nccl|coordination|barrier|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED", re.I)
+
+started = ""  # by `start_hosts`: what is to be said where another host is missing
 
 
-def start_hosts(coordinator: str, num_processes: int, process_id: int) -> None:
+def start_hosts(coordinator: str, num_processes: int, process_id: int, timeout: float = HOST_TIMEOUT) -> None:
     """Joins the other processes of this run; before anything else of JAX. Empty or negative: as the cluster says.
 
-    Raises InputError where they cannot be found. From then on, a process whose partners are gone ends within a minute.
+    Raises InputError where they cannot be found. Where one does not come within `timeout` seconds, and later where one
+    gives no sign of life for so long, this process ends with one line and exit code 2.
     """
-    faulthandler.disable()  # JAX ends such a process itself, with a message; pages of tracebacks would hide it
+    global started
+    where = f"--coordinator={coordinator}" if coordinator else "--distributed"
+    started = f"{where}: another process has not come, has ended or is silent (--host_timeout={timeout:g} seconds)"
+    faulthandler.disable()  # whose pages would come before the one line
+    _hear_aborts()
+    patience = threading.Timer(timeout, _end_alone)
+    patience.daemon = True
+    patience.start()
     try:
         jax.distributed.initialize(
             coordinator or None,
             num_processes if num_processes > 0 else None,
             process_id if process_id >= 0 else None,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            initialization_timeout=math.ceil(timeout) + 60,
+            # A host that is silent is found at its next heartbeat but one; there are two in this time.
+            heartbeat_timeout_seconds=max(1, int(timeout / 2)),
+            shutdown_timeout_seconds=math.ceil(timeout),
         )
     except (ValueError, RuntimeError) as error:
-        where = f"--coordinator={coordinator}" if coordinator else "--distributed"
         raise InputError(f"{where}: the processes do not find each other ({str(error).splitlines()[0]})") from error
+    finally:
+        patience.cancel()
+
+
+def _end_alone() -> None:
+    with tqdm.external_write_mode(file=sys.stderr):  # without a bar on the same line
+        say(f"error: {started}", error=True)
+        os._exit(2)
+
+
+def _hear_aborts() -> None:
+    """JAX writes a page and aborts where a host is missing. From here on what is written to file 2 past Python is read
+    here first, and an abort waits, for as many seconds as SIGABRT has a number: time to end with one line instead.
+    """
+    sys.stderr.flush()
+    terminal, (read, write) = os.dup(2), os.pipe()
+    os.dup2(write, 2)
+    os.close(write)
+    sys.stderr = Stream(os.fdopen(terminal, "w", encoding=sys.stderr.encoding, buffering=1), needed=False)
+
+    def hear() -> None:
+        theirs = False  # whether the message that is being read is of the hosts' service
+        with os.fdopen(read, "rb") as pages:
+            for line in pages:
+                if re.match(rb"[IWEF]\d{4} |terminate called", line):
+                    theirs = re.search(rb"coordination|preemption|distributed service|gloo::", line) is not None
+                if theirs and line.startswith((b"F", b"terminate")):
+                    _end_alone()
+                if not theirs:
+                    with contextlib.suppress(OSError):  # whoever read it has gone
+                        os.write(terminal, line)
+
+    threading.Thread(target=hear, daemon=True).start()
+    system = ctypes.CDLL(None)
+    system.signal(signal.SIGABRT, system.sleep)
+
+
+@contextlib.contextmanager
+def hosts_needed() -> Iterator[None]:
+    """Within it, an error that comes from the end of another host is an InputError that says so."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if not started or isinstance(error, InputError) or not _OF_PARTNERS.search(str(error)):
+            raise
+        raise InputError(started) from error
 
 
 def several_hosts() -> bool:

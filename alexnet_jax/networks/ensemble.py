@@ -25,6 +25,7 @@ from alexnet_jax.networks.loading import load
 from alexnet_jax.networks.network import Trained
 from alexnet_jax.paper import evaluate
 from alexnet_jax.paper.evaluate import Errors
+from alexnet_jax.shown import say, shown
 
 RESAMPLES = 1000  # of the images, for the intervals
 
@@ -168,10 +169,9 @@ def evaluate_networks(
         row: dict[str, Any] = {"name": answers.name, **means, "intervals": intervals(of_images)}
         rows.append(row)
         low, high = row["intervals"]["top1_error"]
-        print(
+        say(
             f"{answers.name}: top-1 error {row['top1_error']:.2%} (95 %: {low:.2%} to {high:.2%}), "
-            f"top-5 {row['top5_error']:.2%}, nll {row['nll']:.3f}",
-            flush=True,
+            f"top-5 {row['top5_error']:.2%}, nll {row['nll']:.3f}"
         )
     output.mkdir(parents=True, exist_ok=True)
     result = {"views": views, "split": split, "examples": len(together.labels), "networks": rows}
@@ -182,7 +182,7 @@ def evaluate_networks(
     _write_table(output / "confusion.csv", ["true class", *together.class_names], named)
     _write_table(output / "classes.csv", ["class", "images", "top1_error", "top5_error"], _by_class(together))
     figures.save_confusion(counts, together.class_names, output / "confusion.png")
-    print(f"{output}: result.json, answers.npz, classes.csv, confusion.csv, confusion.png", flush=True)
+    say(f"{output}: result.json, answers.npz, classes.csv, confusion.csv, confusion.png")
     return Errors(rows[-1]["top1_error"], rows[-1]["top5_error"], rows[-1]["nll"], len(together.labels))
 
 
@@ -196,5 +196,5 @@ def _by_class(answers: Answers) -> Iterable[list[Any]]:
 
 def _write_table(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     content = io.StringIO()
-    csv.writer(content).writerows([header, *rows])
+    csv.writer(content).writerows(map(shown, row) for row in [header, *rows])
     write_whole(file, content.getvalue())

@@ -18,6 +18,7 @@ from alexnet_jax.paper.table import named
 from alexnet_jax.paper.train_state import shapes_of_params
 from alexnet_jax.paper.written import own_steps
 from alexnet_jax.runs.workdir import ORIGIN, taken_over
+from alexnet_jax.shown import say
 
 
 class Origin(NamedTuple):
@@ -39,7 +40,7 @@ class Origin(NamedTuple):
         if self.values:
             facts = {"from": self.name, "taken": self.taken, "new": self.new}
             write_whole(workdir / ORIGIN, json.dumps(facts, indent=1) + "\n")
-            print(f"{self.name}: {', '.join(self.taken)}; new: {', '.join(self.new) or 'none'}", flush=True)
+            say(f"{self.name}: {', '.join(self.taken)}; new: {', '.join(self.new) or 'none'}")
 
 
 def find_origin(config: Config, workdir: Path, net: AlexNet, dataset: Dataset) -> Origin:

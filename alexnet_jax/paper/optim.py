@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from alexnet_jax.config import Config
+from alexnet_jax.config import LARGEST, Config
 
 
 def papers_rule(
@@ -118,8 +118,8 @@ def learning_rates(config: Config, steps_per_epoch: float, taken: Sequence[str] 
     """
 
     def schedule(rate: float, drops: Sequence[float], frozen_from: float = 0) -> optax.Schedule:
-        steps = [round(epoch * steps_per_epoch) for epoch in drops]
-        return step_schedule(rate, steps, round(frozen_from * steps_per_epoch) if frozen_from else None)
+        steps = [min(round(epoch * steps_per_epoch), LARGEST) for epoch in drops]  # the last that there can be
+        return step_schedule(rate, steps, min(round(frozen_from * steps_per_epoch), LARGEST) if frozen_from else None)
 
     rate, drops = config.learning_rate, config.learning_rate_drops
     bias_rate, bias_drops = rate, drops

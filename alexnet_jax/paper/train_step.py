@@ -11,7 +11,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from alexnet_jax.config import Config
+from alexnet_jax.config import LARGEST, Config
 from alexnet_jax.data.images import Statistics
 from alexnet_jax.paper.augment import image_keys, patches, split_each, training_views
 from alexnet_jax.paper.model import AlexNet
@@ -58,7 +58,7 @@ def papers_augmentation(
     statistics: of the training images, as `open_dataset(…).statistics`. cut: what computes `augment.patches`.
     """
     mean_image, pca = (jnp.asarray(of, jnp.float32) for of in (statistics.mean_image, statistics.color_pca))
-    off_from = round(config.color_off_from * steps_per_epoch)
+    off_from = min(round(config.color_off_from * steps_per_epoch), LARGEST)
 
     def augment(draws: Draws, images: Array) -> Array:
         scale = jnp.where(draws.step < off_from, config.color_scale, 0.0) if off_from else config.color_scale

@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 import signal
-import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from alexnet_jax.config import InputError
 from alexnet_jax.device import parallel
 from alexnet_jax.paper.train_state import TrainState
 from alexnet_jax.paper.written import Written, differences, listed
+from alexnet_jax.shown import say
 
 
 class Damaged(Exception):
@@ -134,7 +134,7 @@ class Checkpoints:
             place = self._folder / str(step)
             aside = next(name for n in itertools.count() if not (name := Path(f"{place}.damaged{n or ''}")).exists())
             place.rename(aside)
-            print(f"warning: {place}: is damaged ({error}); it is now {aside}", file=sys.stderr, flush=True)
+            say(f"warning: {place}: is damaged ({error}); it is now {aside}", error=True)
         parallel.wait_for_all("set aside")
         self._manager.reload()
 

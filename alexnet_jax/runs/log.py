@@ -14,6 +14,7 @@ import tensorboardX
 from tqdm import tqdm
 
 from alexnet_jax.files import write_whole
+from alexnet_jax.shown import say, shown
 
 METRICS = "metrics.jsonl"
 # What its lines have; other numbers need other names.
@@ -111,13 +112,12 @@ class RunLog:
 
     def validation(self, step: int, values: Mapping[str, float]) -> None:
         """The errors on the validation split after a step, and whatever else was measured there."""
-        self._bar.write(
-            f"epoch {step / self._steps_per_epoch:.2f}, step {step}: "
-            f"validation top-1 error {values['top1_error']:.1%}, top-5 {values['top5_error']:.1%}, "
-            f"nll {values['nll']:.3f}",
-            file=sys.stdout,
-        )
-        sys.stdout.flush()
+        with self._bar.external_write_mode(file=sys.stdout):
+            say(
+                f"epoch {step / self._steps_per_epoch:.2f}, step {step}: "
+                f"validation top-1 error {values['top1_error']:.1%}, top-5 {values['top5_error']:.1%}, "
+                f"nll {values['nll']:.3f}"
+            )
         self._write(step, "validation", values)
         self.restart_clock(step)
 
@@ -127,7 +127,7 @@ class RunLog:
             file.write(json.dumps(line) + "\n")
         for name, value in values.items():
             if value is not None:
-                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+                self._tensorboard.add_scalar(f"{split}/{shown(name)}", value, step)
 
     def flush(self) -> None:
         """Waits until all lines are on the disk: before the checkpoint that they go with."""

@@ -17,6 +17,7 @@ from alexnet_jax.device import xla
 from alexnet_jax.paper.evaluate import Errors, all_class_names, likeliest
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.runs.log import METRICS, read_metrics, write_whole
+from alexnet_jax.shown import say
 
 SHOWN = 8  # images, from all over the validation split
 
@@ -53,9 +54,8 @@ def write(
     rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]
     result = {**errors._asdict(), **result, "images_per_second": statistics.median(rates) if rates else None}
     write_whole(workdir / "result.json", json.dumps(result, indent=2) + "\n")
-    print(
+    say(
         f"top-1 error {errors.top1_error:.1%}, top-5 error {errors.top5_error:.1%}, nll {errors.nll:.3f} nats "
-        f"on {errors.examples:,} validation images after {result['steps']:,} steps\n"
+        f"on {errors.examples:,} validation images after {result['steps']:,} steps",
         f"{workdir}: result.json, metrics.jsonl, figures/: curves, conv1, predictions; tensorboard/",
-        flush=True,
     )

@@ -16,6 +16,7 @@ from alexnet_jax.files import versions, write_whole
 from alexnet_jax.paper.architectures import ARCHITECTURES
 from alexnet_jax.paper.table import Layers, with_classes
 from alexnet_jax.paper.written import Written, differences, from_json, listed
+from alexnet_jax.shown import say
 
 CONFIG, FACTS, ORIGIN = "config.json", "data.npz", "init.json"
 
@@ -104,7 +105,7 @@ def settings_of_version_01(content: Mapping[str, Any], outputs: int, file: Path)
     )
     if name not in ARCHITECTURES:
         raise InputError(f"{file}: its architecture '{name}' is unknown here")
-    print(f"{file}: of version 0.1; its network is taken to be what '{name}' is today", flush=True)
+    say(f"{file}: of version 0.1; its network is taken to be what '{name}' is today")
     return Config.from_json(fields), with_classes(ARCHITECTURES[name], classes or outputs), dataset
 
 

@@ -1,0 +1,87 @@
+"""Text that is shown, on a terminal, in a table, in a figure: the one door for whatever comes from elsewhere."""
+
+import contextlib
+import errno
+import os
+import re
+import sys
+import unicodedata
+from typing import Any
+
+# Controls, some of which terminals obey; formats, which turn the line around or cannot be seen; halves of a character,
+# for the bytes of a file name that is no text; ends of lines.
+_ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"  # which Persian words and some pictures need
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+_GONE = (errno.EPIPE, errno.EBADF, errno.EIO)  # a reader that has ended, a stream that was closed, a terminal
+
+
+def shown(text: object) -> str:
+    r"""`text` on one line, with what cannot be shown, or does more than be shown, escaped as in \u001b."""
+    text = str(text)
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if unicodedata.category(character) not in _ESCAPED or character in _JOINERS:
+        return character
+    code = ord(character)
+    return _SHORT.get(character) or (f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+
+
+class Stream:
+    """A stream of text that takes every character, replaced where need be, and whose reader may go away.
+
+    needed: whether it is an error that its disk is full.
+    """
+
+    def __init__(self, stream: Any, *, needed: bool = True):
+        self._stream, self._gone = stream, _GONE if needed else (*_GONE, errno.ENOSPC)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes it, in several lines where it has them; what libraries write on a terminal is escaped, too."""
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        safe = re.sub(r"[^\n\r\t]+", lambda match: shown(match[0]), text)
+        with self._while_there():
+            self._stream.write(safe.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        """All that was written."""
+        with self._while_there():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _while_there(self) -> Any:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno not in self._gone:
+                raise
+            with contextlib.suppress(OSError, ValueError):  # Python would complain of the rest, at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+def use_safe_streams() -> tuple[Any, Any]:
+    """`sys.stdout` and `sys.stderr` are such streams from here on, also where they were closed; those before."""
+    before = sys.stdout, sys.stderr
+    for number in range(3):  # else the next file would have this number, and be written over by whoever prints
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    output, errors = (stream or open(os.devnull, "w") for stream in before)  # noqa: SIM115
+    sys.stdout, sys.stderr = Stream(output), Stream(errors, needed=False)
+    return before
+
+
+def say(*lines: object, error: bool = False) -> None:
+    """Shows lines, on standard output or standard error: whatever a name among them holds, each is one line."""
+    stream = sys.stderr if error else sys.stdout
+    if stream is not None:
+        safe = Stream(stream)
+        safe.write("".join(f"{shown(line)}\n" for line in lines))
+        safe.flush()
