@@ -58,7 +58,7 @@ from alexnet_jax.paper.table import named, output_names
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """memory: bytes a second. matrix: multiplications and additions a second, by precision; from the makers' data sheets."""
+    """memory: bytes a second. matrix: multiplications and additions a second, by precision. From the makers' sheets."""
 
     platform: str
     name: str

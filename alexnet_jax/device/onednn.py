@@ -26,10 +26,12 @@ def _fault() -> str:
     """What is wrong with a convolution in which each option counts."""
     random = np.random.default_rng(0)
     x, kernel = (random.standard_normal(shape, np.float32) for shape in ((2, 9, 8, 6), (3, 3, 3, 4)))
-    options = {"stride": 2, "padding": (1, 2), "groups": 2}
     try:
         with jax.default_device(jax.devices("cpu")[0]):
-            ours, expected = (jax.jit(functools.partial(of, **options))(x, kernel) for of in (convolution, conv2d))
+            ours, expected = (
+                jax.jit(functools.partial(of, stride=2, padding=(1, 2), groups=2))(x, kernel)
+                for of in (convolution, conv2d)
+            )
     except jax.errors.JaxRuntimeError:  # not all systems' jaxlibs are alike
         return f"jaxlib {jaxlib.__version__} was built without it"
     close = ours.shape == expected.shape and np.allclose(ours, expected, rtol=1e-4, atol=1e-4)
