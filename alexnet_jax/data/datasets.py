@@ -56,6 +56,7 @@ def write(
       InputError: `output` exists or cannot be written, another process writes it, the disk is full, an image cannot be
         read, or a split or class stays empty.
     """
+    shards.end_if_worker()
     output = output.absolute()
     if output.exists():
         raise InputError(f"{output}: already exists; choose another output or delete it")
@@ -221,7 +222,7 @@ def _statistics(file: Path) -> Statistics:
     """Raises ValueError, or what NumPy raises, where they are damaged."""
     if not file.is_file():
         raise ValueError(f"{file.name} is missing")
-    with np.load(file, allow_pickle=False) as found:
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
         mean_image, covariance = found["mean_image"], found["covariance"]
     size = len(mean_image)
     if mean_image.shape != (size, size, 3) or covariance.shape != (3, 3):

@@ -98,8 +98,6 @@ def write_missing(folder: Path, shards: list[Shard], workers: int, progress: Cal
 
 def _write_in_processes(folder: Path, missing: list[Shard], workers: int, progress: Callable[[int], None]) -> None:
     """By pipes alone, which end with either process: no worker outlives this one, and nothing is left to clean up."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        sys.exit(1)  # this is a worker that runs the calling script again: the first process says what is amiss
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
     left = iter(missing)
     pool: dict[Any, Any] = {}  # by the end of a pipe to it, each process
@@ -134,6 +132,12 @@ def _write_in_processes(folder: Path, missing: list[Shard], workers: int, progre
             process.terminate()
             process.join()
             here.close()
+
+
+def end_if_worker() -> None:
+    """Ends a worker that runs the calling script again, up to the call: its first process then says what is amiss."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(1)
 
 
 def _module(read: Any) -> str:
@@ -291,7 +295,7 @@ class Records:
 def account(folder: Path, shard: Shard) -> dict[str, np.ndarray]:
     """What NAME.npz says of a shard. Raises what NumPy raises where it is damaged."""
     names = ("key", "sha256", "num_bytes", "counts", "skipped", "pixels", "products")
-    with np.load(folder / f"{shard.name}.npz", allow_pickle=False) as whole:
+    with (folder / f"{shard.name}.npz").open("rb") as file, np.load(file, allow_pickle=False) as whole:
         return {name: whole[name] for name in names}
 
 
