@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_info, naming, splits as tfds_splits
 
 from alexnet_jax.config import InputError
-from alexnet_jax.data import manifest, shapes, shards
+from alexnet_jax.data import manifest, processes, shapes, shards
 from alexnet_jax.data.images import Pixels, Statistics, Sums
 from alexnet_jax.data.pictures import MAX_PIXELS
 from alexnet_jax.files import held, sha256
@@ -56,7 +56,7 @@ def write(
       InputError: `output` exists or cannot be written, another process writes it, the disk is full, an image cannot be
         read, or a split or class stays empty.
     """
-    shards.end_if_worker()
+    processes.end_if_worker()
     output = output.absolute()
     if output.exists():
         raise InputError(f"{output}: already exists; choose another output or delete it")

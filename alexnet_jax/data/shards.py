@@ -4,17 +4,11 @@ Each holds up to `EXAMPLES_PER_SHARD` images and is a function of its items alon
 byte, whatever the number of processes, and whether the writing was interrupted or not.
 """
 
-import contextlib
 import functools
 import hashlib
-import multiprocessing
 import os
 import shutil
-import signal
-import sys
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing import connection
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +19,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.config import InputError
+from alexnet_jax.data import processes
 from alexnet_jax.data.images import ENCODINGS, Pixels, Sums, upright_rgb
 from alexnet_jax.files import sha256
 
@@ -93,82 +88,10 @@ def write_missing(folder: Path, shards: list[Shard], workers: int, progress: Cal
         for shard in missing:
             _write_shard(folder, shard, progress)
     else:
-        _write_in_processes(folder, missing, workers, progress)
-
-
-def _write_in_processes(folder: Path, missing: list[Shard], workers: int, progress: Callable[[int], None]) -> None:
-    """By pipes alone, which end with either process: no worker outlives this one, and nothing is left to clean up."""
-    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    left = iter(missing)
-    pool: dict[Any, Any] = {}  # by the end of a pipe to it, each process
-    script = any(_module(item.read) == "__main__" for shard in missing for item in shard.items)
-    try:
-        with contextlib.nullcontext() if script else _without_script():
-            for _ in range(min(workers, len(missing))):
-                ours, theirs = context.Pipe()
-                pool[ours] = context.Process(target=_work, args=(theirs, folder), daemon=True)
-                pool[ours].start()
-                theirs.close()
-        while pool:
-            here: Any
-            for here in connection.wait([*pool]):
-                told = here.recv()
-                if isinstance(told, Exception):
-                    raise told
-                if told:
-                    progress(told)
-                    continue
-                here.send(shard := next(left, None))
-                if shard is None:
-                    pool.pop(here).join()
-                    here.close()
-    except (EOFError, ConnectionError):
-        guard = ", or the script that calls this has no `if __name__ == '__main__':` around the call" if script else ""
-        raise InputError(
-            f"{folder}: a worker process was killed (out of memory?){guard}; the same command continues"
-        ) from None
-    finally:
-        for here, process in pool.items():
-            process.terminate()
-            process.join()
-            here.close()
-
-
-def end_if_worker() -> None:
-    """Ends a worker that runs the calling script again, up to the call: its first process then says what is amiss."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        sys.exit(1)
-
-
-def _module(read: Any) -> str:
-    while isinstance(read, functools.partial):
-        read = read.func
-    return getattr(read, "__module__", "__main__")
-
-
-@contextlib.contextmanager
-def _without_script() -> Iterator[None]:
-    """Processes that are started now do not import the calling script, which would do again all that it does."""
-    script = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
-
-
-def _work(there: Any, folder: Path) -> None:
-    """In a worker process: writes the shards that it is sent; tells of each image (1), and when it wants more (0)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
-    try:
-        there.send(0)
-        while shard := there.recv():
-            _write_shard(folder, shard, there.send)
-            there.send(0)
-    except (EOFError, ConnectionError):
-        pass  # the first process has ended
-    except Exception as error:
-        there.send(error)
+        functions = (item.read for shard in missing for item in shard.items)
+        script = any(processes.is_of_the_script(function) for function in functions)
+        write = functools.partial(_write_shard, folder)
+        processes.share(write, missing, workers, progress, what=str(folder), needs_script=script)
 
 
 def _write_shard(folder: Path, shard: Shard, progress: Callable[[int], None]) -> None:

@@ -1,4 +1,4 @@
-"""However `prepare` ends, nothing is left behind: no process, no folder, no warning, and nothing that blocks the next."""
+"""However `prepare` ends, nothing is left behind: no process, folder or warning, nor what blocks the next one."""
 
 import os
 import signal
@@ -116,7 +116,7 @@ def below(process):
     return psutil.Process(process.pid).children(recursive=True)
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_workers_end_with_their_first_process(tmp_path, end):
     process = script(tmp_path, SLOWLY)
     deadline = time.time() + 60
