@@ -45,10 +45,12 @@ def walk(root: Path, left_out: Callable[[str], None] = lambda link: None) -> Ite
             found = sorted((entry for entry in entries if not is_ignored(entry.name)), key=lambda entry: entry.name)
         below = []
         for entry in found:
-            is_link, is_folder = entry.is_symlink(), entry.is_dir()
+            is_link = entry.is_symlink()
+            is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()  # a link may lead nowhere
             real = os.path.realpath(entry.path) if is_link else os.path.join(real_folder, entry.name)
             above = is_folder and f"{real_root}/".startswith(real.rstrip("/") + "/")
-            if real in seen or above or (is_link and (real in own or os.path.dirname(real) in own)):
+            is_own = is_link and (real in own or (os.path.dirname(real) in own and os.path.exists(real)))
+            if real in seen or above or is_own:
                 left_out(entry.path)
                 continue
             seen.add(real)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from alexnet_jax.config import InputError
 from alexnet_jax.data.folders import is_ignored
 from alexnet_jax.data.images import ENCODINGS
+from alexnet_jax.data.sources import SPLITS
 from alexnet_jax.files import sha256
 
 NAME = "manifest.json"
@@ -77,10 +78,14 @@ def _check(manifest: Manifest) -> None:
     if missing:
         raise ValueError(f"it has no split '{missing.pop()}'")
     for split, of_class in manifest.images.items():
+        if split not in SPLITS:
+            raise ValueError(f"images: {split!r} is no split")
         if tuple(of_class) != manifest.class_names or not all(map(_is_count, of_class.values())):
             raise ValueError(f"images of {split}: other classes than those of train, or no numbers")
         if sum(of_class.values()) != sum(manifest.of_split(split).values()):
             raise ValueError(f"images of {split}: are not as many as those of its shards")
+        if not any(of_class.values()):
+            raise ValueError(f"images of {split}: there are none")
     for name, of in manifest.shards.items():
         if not SHARD.fullmatch(name) or not isinstance(of["sha256"], str) or not _is_count(of["images"]):
             raise ValueError(f"shards: {name!r} is none")

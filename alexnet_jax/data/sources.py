@@ -89,11 +89,10 @@ def _text(name: str) -> str:
 
 
 def _unwrapped(files: list[File]) -> list[File]:
-    """Without the folders around it all, as archives have them: one folder that holds classes or train/ is no class."""
+    """Without the folders around it all, as archives have them: one folder that holds folders is no class."""
     while True:
         first = {file.parts[0] for file in files if len(file.parts) > 1}
-        second = {file.parts[1] for file in files if len(file.parts) > 2}
-        inner = len(second) > 1 or any(map(split_of, second))
+        inner = any(len(file.parts) > 2 for file in files)
         if len(first) != 1 or any(map(split_of, first)) or not inner:
             return files
         files = [file._replace(parts=file.parts[1:]) for file in files if len(file.parts) > 1]

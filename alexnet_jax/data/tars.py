@@ -71,16 +71,28 @@ def members(path: Path, start: int = 0, size: int | None = None) -> list[Member]
             else:
                 found[member.name] = "neither a file nor a folder"
     places = {_plain(name): name for name in found}
-    for name in links.keys() & found.keys():
-        seen, target = {name}, places.get(links[name])
-        while target in links and target not in seen:
-            seen.add(target)
-            target = places.get(links[target])
-        if target is None or target in seen:
+    leads_to = _ends(links, places)
+    for name, target in leads_to.items():
+        if target is None:
             found[name] = "a link to nothing in the archive"
         elif found[name] and isinstance(found[target], Place):
             found[name] = found[target]  # a hard link: two names of one file, as in a folder
     return [Member(*of) for of in found.items()]
+
+
+def _ends(links: dict[str, str], places: dict[str, str]) -> dict[str, str | None]:
+    """By each link's name, that of what it leads to at last; None: nothing, or itself."""
+    ends: dict[str, str | None] = {}
+    for link in links:
+        on_the_way: list[str] = []
+        at: str | None = link
+        while at in links and at not in ends:
+            ends[at] = None
+            on_the_way.append(at)
+            at = places.get(links[at])
+        end = ends[at] if at in links else at
+        ends.update(dict.fromkeys(on_the_way, end))
+    return ends
 
 
 def _plain(name: str) -> str:
