@@ -109,6 +109,18 @@ def test_heic_is_named(monkeypatch):
         upright_rgb(HEIC_HEAD, 32)
 
 
+def test_heic_is_read_upright():
+    heif = pytest.importorskip("pillow_heif", reason="HEIC is read with pillow-heif, of the extra [heic]")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    file = io.BytesIO()
+    heif.from_pillow(stored_on_its_side()).save(file, quality=95, exif=turned.tobytes())
+    shows(file.getvalue(), within=12)
+    for cut in range(0, len(file.getvalue()), 97):
+        with contextlib.suppress(ValueError):
+            upright_rgb(file.getvalue()[:cut], 32)
+
+
 def test_a_kind_of_a_known_format_that_is_not_read():
     with pytest.raises(ValueError, match="is a damaged TIFF, or of a kind that is not read"):
         upright_rgb(tiff(np.zeros((4, 4), np.float64), 64, 3), 32)
