@@ -16,6 +16,7 @@ import io
 import multiprocessing
 import os
 import random
+import re
 import struct
 import sys
 import tempfile
@@ -186,6 +187,8 @@ def by_opencv(content: bytes) -> np.ndarray | None:
         return None  # in a BMP that does not say where its pixels lie it takes the header for pixels
     if b"acTL" in content:
         return None  # it takes minutes for some damaged animations
+    if re.match(rb"P[2356]\s+\d+\s+\d+\s+(?!255\s|65535\s)", content) or b"\6\1\3\0\1\0\0\0\6\0" in content:
+        return None  # it takes no notice of what is white in a PPM, and of colours as YCbCr in a TIFF
     try:
         found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:

@@ -8,6 +8,7 @@ import contextlib
 import io
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -55,6 +56,11 @@ def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Ima
                     file.draft(None, (size, size))
                     if file.width * file.height > max_pixels:
                         raise Image.DecompressionBombError
+                if file.format == "TIFF" and any(
+                    max(tile.extents[side + 2] for tile in file.tile if tile.extents) < file.size[side]
+                    for side in (0, 1)
+                ):
+                    raise ValueError("not all of it is there")  # Pillow would leave it black
                 with _silent() if file.format == "TIFF" else contextlib.nullcontext():
                     file.load()
                 orientation = found.orientation
@@ -94,19 +100,25 @@ def _heif(content: bytes) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _pillow(limit: int) -> Iterator[None]:
-    """Pillow without warnings, which name no picture, and with its check of sizes set to `limit` pixels."""
-    logger, before = logging.getLogger("PIL"), Image.MAX_IMAGE_PIXELS
-    level = logger.level
-    try:
-        Image.MAX_IMAGE_PIXELS = limit
-        logger.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings():
+    """Pillow without warnings, which name no picture, and with its check of sizes set to `limit` pixels.
+
+    All of these are the process's, so one thread at a time.
+    """
+    logger = logging.getLogger("PIL")
+    with _one_thread, warnings.catch_warnings():
+        level, before = logger.level, Image.MAX_IMAGE_PIXELS
+        try:
+            Image.MAX_IMAGE_PIXELS = limit
+            logger.setLevel(logging.CRITICAL + 1)
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
-        logger.setLevel(level)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+            logger.setLevel(level)
+
+
+_one_thread = threading.Lock()
 
 
 @contextlib.contextmanager

@@ -184,7 +184,10 @@ class Records:
     """The examples of one split as they are stored: {"image": bytes, "label": int, "name": str}, by their number."""
 
     def __init__(self, folder: Path, images: Mapping[str, int]):
-        """images: {name of a shard: how many it holds}, in their order."""
+        """images: {name of a shard: how many it holds}, in their order. Raises ValueError where one is not there."""
+        for name in images:
+            if not (folder / name).is_file():
+                raise ValueError(f"{name} is missing")
         # As numbers, so that no file is opened before it is read from; and no text, in which brackets have a meaning.
         self._files = [_Part(str(folder / name), 0, count, count) for name, count in images.items()]
         self._source = ArrayRecordDataSource(self._files)

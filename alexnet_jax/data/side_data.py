@@ -6,6 +6,7 @@ colour of a PNG is transparent.
 
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -76,7 +77,7 @@ def _png(image: bytes) -> Bare:
         content = chunk[8:-4]
         if name == b"eXIf":
             orientation = orientation_of(content)
-        elif name == b"tRNS" and kind in (0, 2):
+        elif name == b"tRNS" and kind in (0, 2) and zlib.crc32(chunk[4:-4]) == struct.unpack(">I", chunk[-4:])[0]:
             values = struct.unpack(f">{len(content) // 2}H", content[: len(content) // 2 * 2])
             # As Pillow has the pixels: of fewer than 8 bits scaled up to them, grey ones of 16 as they are.
             scaled = [value * 255 // (2**depth - 1) if depth < 8 else value for value in values]

@@ -261,6 +261,20 @@ def test_a_tiff_is_turned():
     shows(tiff(stored, 8, extra=[(0x0112, 3, 1, 6), (282, 5, 2, 8)]), grey(GREYS), within=0)
 
 
+def test_a_tiff_of_which_rows_are_missing():
+    content = tiff(quadrants(GREYS).astype(np.uint8), 8)
+    higher = content.replace(struct.pack("<HHII", 257, 4, 1, 32), struct.pack("<HHII", 257, 4, 1, 300))
+    with pytest.raises(ValueError, match="is damaged .not all of it is there"):
+        upright_rgb(higher, 32)
+
+
+def test_a_damaged_transparency_is_not_believed():
+    content = png(quadrants([255, 85, 0, 170]), 8, 0, [85])
+    at = content.index(b"tRNS") + 5
+    with pytest.raises(ValueError, match="is damaged"):
+        upright_rgb(content[:at] + b"\0" + content[at + 1 :], 32)
+
+
 def test_exif_of_an_avif_does_not_count():
     """What its own properties say does; and Pillow would refuse it for some EXIF."""
     turned = encoded(stored_on_its_side(), "AVIF", quality=95, exif=exif(ON_ITS_SIDE))
