@@ -78,7 +78,8 @@ def _png(image: bytes) -> Bare:
         if name == b"eXIf":
             orientation = orientation_of(content)
         elif name == b"tRNS" and kind in (0, 2) and zlib.crc32(chunk[4:-4]) == struct.unpack(">I", chunk[-4:])[0]:
-            values = struct.unpack(f">{len(content) // 2}H", content[: len(content) // 2 * 2])
+            numbers = struct.unpack(f">{len(content) // 2}H", content[: len(content) // 2 * 2])
+            values = [number & (2**depth - 1) for number in numbers]
             # As Pillow has the pixels: of fewer than 8 bits scaled up to them, grey ones of 16 as they are.
             scaled = [value * 255 // (2**depth - 1) if depth < 8 else value for value in values]
             if kind == 0 and len(values) == 1:
