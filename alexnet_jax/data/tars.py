@@ -110,12 +110,12 @@ def _headers(file: BinaryIO, start: int, size: int | None) -> Iterator[tarfile.T
 
 
 class _Part:
-    """A part of a file as a file. tarfile goes on reading beyond the end for some damage, for ever: this does not."""
+    """A part of a file as a file; however much a header says that it holds, no more than there is is asked for."""
 
     def __init__(self, file: BinaryIO, start: int, size: int | None):
         self._file, self._start = file, start
         self._size = file.seek(0, 2) - start if size is None else size
-        self._at = self._beyond = 0
+        self._at = 0
 
     def tell(self) -> int:
         return self._at
@@ -127,9 +127,6 @@ class _Part:
         self._file.seek(self._start + self._at)
         content = self._file.read(max(0, min(size, self._size - self._at)))
         self._at += len(content)
-        self._beyond = 0 if content else self._beyond + 1
-        if self._beyond > 4:
-            raise tarfile.ReadError("unexpected end of data")
         return content
 
 

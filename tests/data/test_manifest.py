@@ -179,6 +179,11 @@ def test_more_images_than_a_shard_holds_are_named_where_they_are_read(copy):
 def with_evil(folder, name, how):
     (folder / "evil.py").write_text("open('ran', 'w')\nclass X: pass\n")
     file = folder / "features.json"
+    if how == "JSON in JSON":
+        inner = json.dumps({"feature": {"type": name, "content": {}}, "length": 5})
+        own = "tensorflow_datasets.core.features.sequence_feature.Sequence"
+        file.write_text(json.dumps({"pythonClassName": own, "jsonFeature": {"json": inner}}))
+        return
     text = file.read_text()
     own = re.search(r'"pythonClassName": "([^"]*)"', text)[1]
     value = {
@@ -190,7 +195,7 @@ def with_evil(folder, name, how):
     file.write_text(text.replace(f'"pythonClassName": "{own}"', value, 1))
 
 
-HOW = ("by its name", "escaped", "as protobuf has it", "as it was once")
+HOW = ("by its name", "escaped", "as protobuf has it", "as it was once", "JSON in JSON")
 
 
 @pytest.mark.parametrize("how", HOW)
