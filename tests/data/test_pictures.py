@@ -391,7 +391,7 @@ def test_transparency_of_other_kinds_is_white():
         shows(encoded(Image.fromarray(rgba), format, **options), expected)
     for format in ("PNG", "GIF"):
         shows(encoded(picture().quantize(4), format, transparency=picture().quantize(4).getpixel((24, 8))), expected)
-    half = Image.fromarray(np.full((32, 32, 2), (100, 51), np.uint8), "LA")
+    half = Image.fromarray(np.full((32, 32, 2), (100, 51), np.uint8))
     shows(encoded(half, "PNG"), grey([224] * 4), within=1)
 
 
