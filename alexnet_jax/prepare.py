@@ -3,7 +3,7 @@
   python -m alexnet_jax.prepare --source=PATH --output=DIR
   python -m alexnet_jax.prepare --verify=DIR
 
-PATH: a folder with a folder of images for each class; or with train/ and val/ (or validation/, test/) that hold
+PATH: a folder with a folder of images for each class; or with train/ and val/ (or training_set/, Testing/, …) that hold
 such folders; or a tar file of either, or several, comma-separated. Or images as their owners publish them:
 
   a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar      ImageNet, read without unpacking

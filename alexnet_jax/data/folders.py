@@ -36,7 +36,7 @@ def walk(root: Path, left_out: Callable[[str], None] = lambda link: None) -> Ite
     told of such a one. Raises OSError for a folder that cannot be read.
     """
     real_root = os.path.realpath(root)
-    seen = {real_root}
+    seen = {real_root}  # folders, and what links lead to
     own = {folder for folder, *_ in _without_links(real_root)}
     left: list[tuple[str, str, tuple[str, ...]]] = [(str(root), real_root, ())]
     while left:
@@ -49,11 +49,13 @@ def walk(root: Path, left_out: Callable[[str], None] = lambda link: None) -> Ite
             is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()  # a link may lead nowhere
             real = os.path.realpath(entry.path) if is_link else os.path.join(real_folder, entry.name)
             above = is_folder and f"{real_root}/".startswith(real.rstrip("/") + "/")
-            is_own = is_link and (real in own or (os.path.dirname(real) in own and os.path.exists(real)))
+            around = os.path.dirname(real)
+            is_own = is_link and (real in own or ((around in own or around in seen) and os.path.exists(real)))
             if real in seen or above or is_own:
                 left_out(entry.path)
                 continue
-            seen.add(real)
+            if is_folder or is_link:
+                seen.add(real)
             if is_folder:
                 below.append((entry.path, real, (*parts, entry.name)))
             else:

@@ -75,6 +75,8 @@ def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Ima
         raise ValueError(what) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ValueError(f"has more than {max_pixels:,} pixels; --max_pixels allows more") from None
+    except MemoryError:
+        raise ValueError("takes more memory than there is") from None
     except _OtherUnitsError as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # each of Pillow's formats raises its own types for damaged data
