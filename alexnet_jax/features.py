@@ -12,6 +12,7 @@ from pathlib import Path
 
 from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, option
+from alexnet_jax.data.pictures import MAX_PIXELS
 from alexnet_jax.shown import say
 
 
@@ -24,6 +25,7 @@ class Options:
     layer: str = option("", "name of the output, as conv1:pool or fc7:relu; none: the last before the classes")
     dataset: str = option("", "a prepared data set, in place of files")
     split: str = option("train", "of the data set")
+    max_pixels: int = option(MAX_PIXELS, "of a picture; a larger one cannot be read (JPEGs: four times)", minimum=1)
     output: str = option("", "the .npy to write")
 
     def __post_init__(self):
@@ -58,7 +60,7 @@ def _write(arguments: Sequence[str]) -> None:
         dataset = open_dataset(options.dataset)
         rows = features_of_split(network, dataset, options.split, output=layer, file=output)
     else:
-        rows = network.features(files_of(arguments), [layer])[layer]
+        rows = network.features(files_of(arguments), [layer], max_pixels=options.max_pixels)[layer]
         np.save(output, rows)
     say(f"{output}: {layer} of {len(rows):,} pictures, {' × '.join(map(str, rows.shape[1:]))} each")
 

@@ -1,11 +1,18 @@
-"""Writing a file whole or not at all; and which software this is."""
+"""Reading plain files only; writing a file whole or not at all; and which software this is."""
 
+import contextlib
+import fcntl
+import hashlib
 import importlib.metadata
 import os
 import platform
+import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+MAX_BYTES = 2**30  # of one picture: files that are longer are none, or have no end
 
 
 def versions() -> dict[str, Any]:
@@ -39,3 +46,36 @@ def write_whole(file: Path, content: str | bytes) -> None:
         written.flush()
         os.fsync(written.fileno())
     partial.replace(file)
+
+
+def read_plain(path: str | Path) -> bytes:
+    """What a file holds. Raises OSError for a pipe, on which one would wait, a device, and more than `MAX_BYTES`."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        of = os.fstat(file.fileno())
+        if not stat.S_ISREG(of.st_mode):
+            raise OSError("no plain file")
+        check_length(of.st_size)
+        return file.read(of.st_size)
+
+
+def check_length(length: int) -> None:
+    """Raises OSError where a picture's file is longer than `MAX_BYTES`."""
+    if length > MAX_BYTES:
+        raise OSError(f"holds {length:,} bytes, more than {MAX_BYTES:,}")
+
+
+def sha256(file: Path) -> str:
+    """Of what a file holds, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds a folder against other processes, as long as this one lives. Raises BlockingIOError where another does."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)

@@ -10,6 +10,7 @@ name of a class, that counts as its true class.
 import dataclasses
 import glob
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,7 +19,9 @@ import numpy as np
 
 from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, check_choice, option
+from alexnet_jax.data.folders import walk
 from alexnet_jax.data.images import Pixels, read_file
+from alexnet_jax.data.pictures import MAX_PIXELS
 from alexnet_jax.shown import say
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ class Options:
     top: int = option(5, "how many classes are shown", minimum=1)
     json: bool = option(False, "one line of JSON for each picture")
     figure: str = option("", "a .png, .pdf or .svg of the pictures (400 at most) and answers, as in Figure 4")
+    max_pixels: int = option(MAX_PIXELS, "of a picture; a larger one cannot be read (JPEGs: four times)", minimum=1)
     maps: str = option("", "with --figure and one picture: draw its feature maps of this name, as conv1 or conv1:relu")
 
     def __post_init__(self):
@@ -61,13 +65,21 @@ class Prediction(NamedTuple):
 
 
 def files_of(arguments: Sequence[str]) -> list[str]:
-    """The files that are meant: folders and patterns spelt out, in order."""
+    """The files that are meant: folders, as `prepare` sees them, and patterns spelt out, in order.
+
+    Raises InputError for a folder that cannot be read or has no file in it.
+    """
     found: list[str] = []
     for argument in arguments:
         path = Path(argument).expanduser()
         if path.is_dir():
-            below = sorted(file for file in path.rglob("*") if file.is_file())
-            found += [str(file) for file in below if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+            try:
+                below = [file.path for file in walk(path) if file.read]
+            except OSError as error:
+                raise InputError(f"{error.filename or path}: {error.strerror or error}") from error
+            if not below:
+                raise InputError(f"{argument}: there is no file in it")
+            found += below
         elif not path.exists() and glob.has_magic(argument):
             found += sorted(glob.glob(str(path), recursive=True)) or [argument]
         else:
@@ -76,7 +88,7 @@ def files_of(arguments: Sequence[str]) -> list[str]:
 
 
 def predictions(
-    network: "Trained", files: Sequence[str], *, views: int = 1, top: int = 5
+    network: "Trained", files: Sequence[str], *, views: int = 1, top: int = 5, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Prediction | InputError]:
     """What a network sees in each file; for one that cannot be read, an InputError that names it."""
     from alexnet_jax.paper.evaluate import likeliest  # here, as below
@@ -84,7 +96,7 @@ def predictions(
     for start in range(0, len(files), BATCH):
         images = np.zeros((min(BATCH, len(files)), network.size, network.size, 3), np.uint8)
         batch = files[start : start + BATCH]
-        read = [_read(file, network.size) for file in batch]
+        read = [_read(file, network.size, max_pixels) for file in batch]
         for image, pixels in zip(images, read, strict=False):
             if not isinstance(pixels, InputError):
                 image[...] = pixels
@@ -93,14 +105,14 @@ def predictions(
             if isinstance(pixels, InputError):
                 yield pixels
                 continue
-            folder = Path(file).absolute().parent.name
+            folder = unicodedata.normalize("NFC", Path(file).absolute().parent.name)  # as `prepare` names classes
             label = folder if folder in network.class_names else None
             yield Prediction(file, pixels, likeliest(row, network.class_names, top), label)
 
 
-def _read(file: str, size: int) -> Pixels | InputError:
+def _read(file: str, size: int, max_pixels: int) -> Pixels | InputError:
     try:
-        return read_file(file, size)
+        return read_file(file, size, max_pixels)
     except InputError as error:
         return error
 
@@ -128,8 +140,6 @@ def _predict(arguments: Sequence[str]) -> None:
     if not arguments:
         raise InputError("no picture is given: python -m alexnet_jax.predict --workdir=DIR photo.jpg more/*.png folder")
     files = files_of(arguments)
-    if not files:
-        raise InputError(f"{arguments[0]}: there is no file in it")
     # Here, so that --help and bad flags do not wait for it.
     from alexnet_jax import figures
     from alexnet_jax.networks.loading import load
@@ -139,7 +149,8 @@ def _predict(arguments: Sequence[str]) -> None:
     network = load(options.workdir, options.checkpoint)
     seen: list[Prediction] = []
     failed = 0
-    for prediction in predictions(network, files, views=options.views, top=options.top):
+    seeing = predictions(network, files, views=options.views, top=options.top, max_pixels=options.max_pixels)
+    for prediction in seeing:
         if isinstance(prediction, InputError):
             say(f"error: {prediction}", error=True)
             failed += 1

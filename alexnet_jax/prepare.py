@@ -3,7 +3,7 @@
   python -m alexnet_jax.prepare --source=PATH --output=DIR
   python -m alexnet_jax.prepare --verify=DIR
 
-PATH: a folder with a folder of images for each class; or with train/ and val/ (or validation/, test/) that hold
+PATH: a folder with a folder of images for each class; or with train/ and val/ (or training_set/, Testing/, …) that hold
 such folders; or a tar file of either, or several, comma-separated. Or images as their owners publish them:
 
   a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar      ImageNet, read without unpacking
@@ -13,10 +13,15 @@ such folders; or a tar file of either, or several, comma-separated. Or images as
 Where it was interrupted, the same command continues.
 """
 
+import contextlib
 import dataclasses
+import glob
+import os
 import shlex
+import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,6 +29,8 @@ from tqdm import tqdm
 from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, check_choice, one_of, option
 from alexnet_jax.data.images import ENCODINGS
+from alexnet_jax.data.pictures import MAX_PIXELS
+from alexnet_jax.files import held
 from alexnet_jax.shown import say
 
 
@@ -43,6 +50,9 @@ class Options:
         "", f"how images are stored: {one_of(ENCODINGS)} (raw: several times larger); none: jpeg (CIFAR-10: raw)"
     )
     on_error: str = option("stop", "what to do about an image that cannot be read: stop, or skip and list it")
+    max_pixels: int = option(
+        MAX_PIXELS, "of an image; a larger one cannot be read (JPEGs: four times as large); it takes memory", minimum=1
+    )
     workers: int = option(0, "processes; 0: one for each core", minimum=0, maximum=1024)
     verify: str = option("", "a prepared data set to check against its manifest, instead of preparing one")
 
@@ -61,12 +71,44 @@ def prepare(options: Options) -> None:
     output = Path(options.output).expanduser().absolute()
     if output.exists():  # known before the source is listed
         raise InputError(f"--output={options.output}: already exists; choose another output or delete it")
+    sources = _whole_paths(options.source)
+    for source in sources:
+        if Path(source).expanduser().is_dir() and output.resolve().is_relative_to(Path(source).expanduser().resolve()):
+            raise InputError(f"--output={options.output}: lies in --source={source}; choose a folder outside of it")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{output.name}.unpacked-", dir=output.parent) as scratch:
-            _prepare(options, output, Path(scratch))
+        with _scratch(output) as scratch:
+            _prepare(dataclasses.replace(options, source=sources), output, scratch)
     except OSError as error:
         raise InputError(f"--output={options.output}: cannot be written ({error.strerror or error})") from error
+
+
+def _whole_paths(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """The sources, where a path with a comma in it was taken apart. Raises InputError for one that is given twice."""
+    found: list[str] = []
+    left = list(texts)
+    while left:
+        there = [n for n in range(2, len(left) + 1) if os.path.exists(os.path.expanduser(",".join(left[:n])))]
+        count = max(there, default=1)
+        found.append(",".join(left[:count]))
+        del left[:count]
+    real = [Path(text).expanduser().resolve() for text in found]
+    for number, path in enumerate(real):
+        for other in (*real[:number], *real[number + 1 :]):
+            if path.is_relative_to(other):
+                raise InputError(f"--source={found[number]}: is given twice, or lies in another source")
+    return tuple(found)
+
+
+@contextlib.contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """A folder beside the output for what is unpacked. Those that dead runs have left are removed."""
+    name = f"{output.name}.unpacked-"
+    for left in output.parent.glob(f"{glob.escape(name)}*"):
+        with contextlib.suppress(OSError), held(left):
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=name, dir=output.parent) as folder, held(Path(folder)):
+        yield Path(folder)
 
 
 def _prepare(options: Options, output: Path, scratch: Path) -> None:
@@ -76,14 +118,17 @@ def _prepare(options: Options, output: Path, scratch: Path) -> None:
     source = archives.recognised(options.source[0], options.data_dir, scratch) if len(options.source) == 1 else None
     if source is None:
         files = [file for path in options.source for file in list_files(path, scratch)]
-        source = sort_files(files, validation_fraction=options.validation_fraction, seed=options.seed)
+        source = sort_files(
+            files, validation_fraction=options.validation_fraction, seed=options.seed, on_error=options.on_error
+        )
     size, encoding = options.size or source.size, options.encoding or source.encoding
     say(f"{','.join(options.source)}: {source.kind}, {len(source.class_names):,} classes")
     total = sum(map(len, source.splits.values()))
     with tqdm(total=total, unit=" images", mininterval=0.1 if sys.stderr.isatty() else 15) as bar:
         counts, skipped = datasets.write(
             output, source.class_names, source.splits, size=size, encoding=encoding,
-            on_error=options.on_error, workers=options.workers or shards.cores(), progress=bar.update,
+            on_error=options.on_error, max_pixels=options.max_pixels,
+            workers=options.workers or shards.cores(), progress=bar.update,
         )  # fmt: skip
     say(
         f"{options.output}: {len(source.class_names)} classes, "
@@ -96,14 +141,17 @@ def _prepare(options: Options, output: Path, scratch: Path) -> None:
 
 def verify(path: str) -> None:
     """Checks a prepared data set, file by file. Raises InputError naming the first that is amiss."""
-    from alexnet_jax.data import datasets  # here, as above
+    from alexnet_jax.data import manifest  # here, as above
 
-    manifest = datasets.verify(Path(path).expanduser())
-    images = {split: sum(of_class.values()) for split, of_class in manifest["images"].items()}
+    found = manifest.verify(Path(path).expanduser())
+    images = {split: sum(of_class.values()) for split, of_class in found.images.items()}
+    others = f" and {len(found.files)} other files" if found.files else ""
     say(
-        f"{path}: {len(manifest['shards'])} shards are as they were written; "
+        f"{path}: {len(found.shards)} shards{others} are as they were written; "
         + ", ".join(f"{count:,} {split} images" for split, count in images.items())
     )
+    if not others:
+        say("its manifest, of an earlier version, lists the shards only")
 
 
 def main() -> None:

@@ -116,6 +116,20 @@ def test_more_pictures_than_a_batch_and_ten_views(tmp_path, dataset, network):
     np.testing.assert_allclose([of.top[0][1] for of in found], expected.max(1), rtol=1e-4)
 
 
+def test_large_pictures_are_allowed_by_a_flag(tmp_path, network):
+    Image.new("RGB", (60, 60)).save(tmp_path / "large.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    files = predict.files_of([str(tmp_path)])
+    refused, pipe = predict.predictions(network, files, max_pixels=3599)
+    assert str(refused) == f"{tmp_path}/large.png: has more than 3,599 pixels; --max_pixels allows more"
+    assert str(pipe) == f"{tmp_path}/pipe.png: no plain file"
+    seen, _ = predict.predictions(network, files, max_pixels=3600)
+    assert len(seen.top) == 3
+    assert network.features(files[:1], ["fc8"], max_pixels=3600)["fc8"].shape == (1, 3)
+    with pytest.raises(InputError, match=r"large\.png: has more than 3,599 pixels"):
+        network.features(files[:1], ["fc8"], max_pixels=3599)
+
+
 def test_files_of(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("b.png", "more/a.png", "more/.cache/x.png", "more/deep/c.jpg", "[1].png"):

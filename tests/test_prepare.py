@@ -151,8 +151,8 @@ def test_names_in_a_tar_reach_no_file_system(photo_folder, tmp_path):
                 tar.addfile(info)
     refused("passwd: cannot be read .a link to nothing in the archive", tmp_path / "photos.tar", tmp_path / "out")
     _, names = run(tmp_path / "photos.tar", tmp_path / "out", on_error="skip")
-    # "cat/../cat/c.png" is told apart from its class's own folder, not resolved.
-    assert sum(map(len, names.values())) == 12
+    # "cat/../cat/c.png" is told apart from its class's own folder, not resolved. A hard link is a file, as in a folder.
+    assert sum(map(len, names.values())) == 10
     assert {label for files in names.values() for label, _ in files} == {"cat", "dog"}
 
 
@@ -399,3 +399,13 @@ def test_stored_images_are_the_pictures(tmp_path):
 def test_an_impossible_size():
     with pytest.raises(InputError, match="--size=7: must be at least 8, or 0"):
         prepare.Options(source=("photos",), output="out", size=7)
+
+
+def test_large_pictures_are_allowed_by_a_flag(photo_folder, tmp_path):
+    Image.new("RGB", (60, 60)).save(photo_folder / "cat" / "large.png")
+    refused("cat/large.png: has more than 3,000 pixels; --max_pixels allows more; --on_error=skip", photo_folder,
+            tmp_path / "out", max_pixels=3000)  # fmt: skip
+    _, names = run(photo_folder, tmp_path / "out", max_pixels=3600)
+    assert sum(map(len, names.values())) == 21
+    with pytest.raises(InputError, match="--max_pixels=0: must be at least 1"):
+        prepare.Options(source=("photos",), output="out", max_pixels=0)

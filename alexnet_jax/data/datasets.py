@@ -7,28 +7,26 @@ it), `statistics.npz` and `manifest.json`. Each example is {"image": a JPEG or r
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
-import json
 import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_info, naming, splits as tfds_splits
 
 from alexnet_jax.config import InputError
-from alexnet_jax.data import shapes, shards
-from alexnet_jax.data.images import ENCODINGS, Pixels, Statistics, Sums
+from alexnet_jax.data import manifest, processes, shapes, shards
+from alexnet_jax.data.images import Pixels, Statistics, Sums
+from alexnet_jax.data.pictures import MAX_PIXELS
+from alexnet_jax.files import held, sha256
 from alexnet_jax.shown import say
 
 NAME = "images"  # of the data set, as TFDS has it
-MANIFEST = "manifest.json"
 
 
 def write(
@@ -39,6 +37,7 @@ def write(
     size: int,
     encoding: str = "jpeg",
     on_error: str = "stop",
+    max_pixels: int = MAX_PIXELS,
     workers: int = 1,
     progress: Callable[[int], None] = lambda images: None,
 ) -> tuple[dict[str, int], list[str]]:
@@ -50,6 +49,7 @@ def write(
     Args:
       splits: what to write; must contain "train", over which the statistics are taken.
       on_error: "stop" at an image that cannot be read, or "skip" it.
+      max_pixels: of an image; a larger one cannot be read.
       workers: processes. With one, or a single shard's worth of images, all is done in this one.
       progress: told the number of images done since it was last told.
 
@@ -57,6 +57,7 @@ def write(
       InputError: `output` exists or cannot be written, another process writes it, the disk is full, an image cannot be
         read, or a split or class stays empty.
     """
+    processes.end_if_worker()
     output = output.absolute()
     if output.exists():
         raise InputError(f"{output}: already exists; choose another output or delete it")
@@ -69,6 +70,7 @@ def write(
             encoding,
             tuple(class_names),
             on_error,
+            max_pixels,
         )
         for split, items in splits.items()
         for number, start in enumerate(range(0, len(items), shards.EXAMPLES_PER_SHARD))
@@ -90,18 +92,15 @@ def write(
 def _only_writer(folder: Path) -> Iterator[None]:
     """Makes the folder, and holds it against other processes; removes it where it holds no whole shard in the end."""
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
+        with held(folder):
+            try:
+                yield
+            finally:
+                if folder.exists() and not any(folder.glob("*.npz")):
+                    shutil.rmtree(folder)
+    except BlockingIOError as error:
         raise InputError(f"{folder}: is being written by another process") from error
-    try:
-        yield
-    finally:
-        if folder.exists() and not any(folder.glob("*.npz")):
-            shutil.rmtree(folder)
-        os.close(handle)
 
 
 def _finish(folder: Path, written: list[shards.Shard]) -> tuple[dict[str, int], list[str]]:
@@ -112,18 +111,19 @@ def _finish(folder: Path, written: list[shards.Shard]) -> tuple[dict[str, int], 
     num_bytes = dict.fromkeys(counts, 0)
     sums, skipped, files = Sums(size, np.int64), [], {}
     for shard in written:
-        with np.load(folder / f"{shard.name}.npz", allow_pickle=False) as whole:
-            counts[shard.split] += whole["counts"]
-            skipped += whole["skipped"].tolist()
-            num_bytes[shard.split] += int(whole["num_bytes"])
-            if shard.split == "train":
-                sums.images += int(whole["counts"].sum())
-                sums.pixels += whole["pixels"]
-                sums.products += whole["products"]
-            if whole["counts"].any():
-                name = f"{NAME}-{shard.split}.array_record-{len(lengths[shard.split]):05}"
-                files[name] = (shard, {"sha256": str(whole["sha256"]), "images": int(whole["counts"].sum())})
-                lengths[shard.split].append(int(whole["counts"].sum()))
+        whole = shards.account(folder, shard)
+        images = int(whole["counts"].sum())
+        counts[shard.split] += whole["counts"]
+        skipped += whole["skipped"].tolist()
+        num_bytes[shard.split] += int(whole["num_bytes"])
+        if shard.split == "train":
+            sums.images += images
+            sums.pixels += whole["pixels"]
+            sums.products += whole["products"]
+        if images:
+            name = f"{NAME}-{shard.split}.array_record-{len(lengths[shard.split]):05}"
+            files[name] = (shard, {"sha256": str(whole["sha256"]), "images": images})
+            lengths[shard.split].append(images)
     for split, of_class in counts.items():
         if not of_class.any():
             raise InputError(f"the split '{split}' has no readable image")
@@ -151,38 +151,23 @@ def _finish(folder: Path, written: list[shards.Shard]) -> tuple[dict[str, int], 
         )
     )
     info.write_to_directory(folder)
-    manifest = {
+    others = [folder / name for name in ("statistics.npz", *_OF_TFDS)]
+    values = {
         "version": shards.VERSION,
         "encoding": written[0].encoding,
         "images": {split: dict(zip(class_names, of_class.tolist(), strict=True)) for split, of_class in counts.items()},
         "shards": {name: values for name, (_, values) in files.items()},
+        "files": {file.name: sha256(file) for file in others},
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    (folder / manifest.NAME).write_text(manifest.text(values))
     for name, (shard, _) in files.items():
         os.replace(folder / f"{shard.name}.shard", folder / name)
-    for left in [*folder.glob("*.npz"), *folder.glob("*.shard"), *folder.glob("*.partial")]:
-        if left.name != "statistics.npz":
-            left.unlink()
+    for left in {*folder.iterdir()} - {folder / name for name in (manifest.NAME, *files)} - {*others}:
+        shards.remove(left)
     return {split: int(of_class.sum()) for split, of_class in counts.items()}, skipped
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """Checks every file of a prepared data set against its manifest, which is returned.
-
-    Raises InputError naming the first file that is missing or is not as it was written.
-    """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        files = manifest["shards"].items()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path / MANIFEST}: cannot be read ({error})") from error
-    for name, expected in files:
-        file = path / name
-        if not file.exists():
-            raise InputError(f"{file}: is missing")
-        if shards.sha256(file) != expected["sha256"]:
-            raise InputError(f"{file}: is not as it was written")
-    return manifest
+_OF_TFDS = ("dataset_info.json", "features.json", "label.labels.txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,23 +207,30 @@ def open_dataset(name: str | Path) -> Dataset:
         )
     _allow_many_files()
     try:
-        with np.load(path / "statistics.npz", allow_pickle=False) as file:
-            statistics = Statistics(file["mean_image"], file["covariance"])
-        builder = tfds.builder_from_directory(path)
-        label, image = builder.info.features["label"], builder.info.features["image"]
-        splits = {split: shards.Records(builder, split) for split in builder.info.splits}
-        missing = {"train", "validation"} - set(splits)
-        if missing:
-            raise ValueError(f"it has no split '{missing.pop()}'")
-        encoding = json.loads((path / MANIFEST).read_text())["encoding"]
-        if encoding not in ENCODINGS:
-            raise ValueError(f"its images are stored as '{encoding}', which is not known here")
-        return Dataset(name, path, tuple(label.names), image.shape[0], encoding, splits, statistics)
-    except Exception as error:  # TFDS raises many types for a damaged folder
+        found = manifest.read(path)
+        statistics = _statistics(path / "statistics.npz")
+        splits = {split: shards.Records(path, found.of_split(split)) for split in found.images}
+    except Exception as error:  # of damaged files NumPy raises many types
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(
             f"--dataset={name}: {path} is not a data set that alexnet_jax.prepare wrote ({reason})"
         ) from error
+    size = len(statistics.mean_image)
+    return Dataset(name, path, found.class_names, size, found.encoding, splits, statistics)
+
+
+def _statistics(file: Path) -> Statistics:
+    """Raises ValueError, or what NumPy raises, where they are damaged."""
+    if not file.is_file():
+        raise ValueError(f"{file.name} is missing")
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
+        mean_image, covariance = found["mean_image"], found["covariance"]
+    size = len(mean_image)
+    if mean_image.shape != (size, size, 3) or covariance.shape != (3, 3):
+        raise ValueError(f"{file.name} holds arrays of other shapes")
+    if not all(of.dtype == np.float64 and np.isfinite(of).all() for of in (mean_image, covariance)):
+        raise ValueError(f"{file.name} holds other numbers than statistics")
+    return Statistics(mean_image, covariance)
 
 
 def _allow_many_files() -> None:

@@ -1,8 +1,6 @@
 """§2: image files to upright RGB of one size, how pixels are stored, and their statistics."""
 
 import dataclasses
-import io
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,61 +8,35 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 from jaxtyping import Float64, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from alexnet_jax.config import InputError
+from alexnet_jax.data.pictures import MAX_PIXELS, open_picture
+from alexnet_jax.files import read_plain
 
 JPEG_QUALITY = 95
-MAX_PIXELS = 89_478_485  # beyond it Pillow warns that a small file may fill the memory
 
 Pixels = UInt8[np.ndarray, "size size 3"]
 
 
-def read_file(file: str | Path, size: int) -> Pixels:
+def read_file(file: str | Path, size: int, max_pixels: int = MAX_PIXELS) -> Pixels:
     """`upright_rgb` of a file. Raises InputError, naming it, where it is not there or no picture."""
     try:
-        return upright_rgb(Path(file).expanduser().read_bytes(), size)
+        return upright_rgb(read_plain(Path(file).expanduser()), size, max_pixels)
     except OSError as error:
         raise InputError(f"{file}: {error.strerror or error}") from error
     except ValueError as error:
         raise InputError(f"{file}: {error}") from error
 
 
-def upright_rgb(image: bytes | UInt8[np.ndarray, "height width 3"], size: int) -> Pixels:
+def upright_rgb(image: bytes | UInt8[np.ndarray, "height width 3"], size: int, max_pixels: int = MAX_PIXELS) -> Pixels:
     """§2: the shorter side scaled to `size` (antialiased), the central square; upright by EXIF, RGB.
 
-    Greyscale is spread over RGB (16 bits scaled to 8), CMYK converted, transparency laid on white. Raises ValueError
-    where `image` is no image, or a damaged one, or has more than `MAX_PIXELS`.
-
-    Args:
-      image: an image file of any format that Pillow knows, or pixels.
+    image: a file of one of `pictures.FORMATS`, or pixels. Raises ValueError as `pictures.open_picture`.
     """
     if isinstance(image, np.ndarray):
         return _square(Image.fromarray(image), size) if image.shape != (size, size, 3) else image
-    if not image:
-        raise ValueError("is empty")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _open(image, size)
-    except UnidentifiedImageError:
-        raise ValueError("is not an image of a known format") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ValueError(f"has more than {MAX_PIXELS:,} pixels") from None
-    except Exception as error:  # each of Pillow's formats raises its own types for damaged data
-        raise ValueError(f"is damaged ({error})") from error
-
-
-def _open(image: bytes, size: int) -> Pixels:
-    with Image.open(io.BytesIO(image)) as file:
-        upright: Image.Image = file
-        ImageOps.exif_transpose(upright, in_place=True)
-        if upright.mode.startswith("I"):  # 16-bit greyscale, which Pillow's conversion would clip
-            upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
-        if upright.has_transparency_data:
-            upright = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-        return _square(upright if upright.mode == "RGB" else upright.convert("RGB"), size)
+    return _square(open_picture(image, size, max_pixels), size)
 
 
 def _square(image: Image.Image, size: int) -> Pixels:

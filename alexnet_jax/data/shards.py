@@ -4,27 +4,27 @@ Each holds up to `EXAMPLES_PER_SHARD` images and is a function of its items alon
 byte, whatever the number of processes, and whether the writing was interrupted or not.
 """
 
+import functools
 import hashlib
-import multiprocessing
 import os
-import signal
-import zipfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.config import InputError
+from alexnet_jax.data import processes
 from alexnet_jax.data.images import ENCODINGS, Pixels, Sums, upright_rgb
+from alexnet_jax.files import sha256
 
 EXAMPLES_PER_SHARD = 1024
-VERSION = 1  # of what is written; another one makes nothing of what an interrupted run of before has left
+VERSION = 2  # of what is written; another one makes nothing of what an interrupted run of before has left
 
 
 class Item(NamedTuple):
@@ -51,6 +51,7 @@ class Shard(NamedTuple):
     encoding: str
     class_names: tuple[str, ...]
     on_error: str
+    max_pixels: int
 
     @property
     def name(self) -> str:
@@ -80,50 +81,20 @@ def write_missing(folder: Path, shards: list[Shard], workers: int, progress: Cal
     """Writes those that `folder` does not hold yet; `progress` is told of the images done, in all those."""
     missing = [shard for shard in shards if not is_done(folder, shard)]
     progress(sum(len(shard.items) for shard in shards) - sum(len(shard.items) for shard in missing))
+    for shard in missing:
+        for end in ("shard", "npz"):
+            remove(folder / f"{shard.name}.{end}")
     if workers == 1 or sum(len(shard.items) for shard in missing) <= EXAMPLES_PER_SHARD:
         for shard in missing:
             _write_shard(folder, shard, progress)
-        return
-    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    done, stop = context.Value("q", 0), context.Event()
-    with ProcessPoolExecutor(workers, context, _in_worker, (done, stop)) as pool:
-        told = 0
-        pending: set[Future] = {pool.submit(_write_shard, folder, shard) for shard in missing}
-        try:
-            while pending:
-                finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                now = done.value
-                progress(now - told)
-                told = now
-                for future in finished:
-                    future.result()
-        except BrokenProcessPool as error:
-            raise InputError(
-                f"{folder}: a worker process was killed (out of memory?); the same command continues"
-            ) from error
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+    else:
+        functions = (item.read for shard in missing for item in shard.items)
+        script = any(processes.is_of_the_script(function) for function in functions)
+        write = functools.partial(_write_shard, folder)
+        processes.share(write, missing, workers, progress, what=str(folder), needs_script=script)
 
 
-_worker: Any = None  # in a worker process: (images done by all, whether to stop)
-
-
-def _in_worker(done: Any, stop: Any) -> None:
-    global _worker
-    _worker = done, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one tells the others
-
-
-def _told_in_worker(images: int) -> None:
-    done, stop = _worker
-    with done.get_lock():
-        done.value += images
-    if stop.is_set():
-        raise InputError("stopped")
-
-
-def _write_shard(folder: Path, shard: Shard, progress: Callable[[int], None] = _told_in_worker) -> None:
+def _write_shard(folder: Path, shard: Shard, progress: Callable[[int], None]) -> None:
     """Writes NAME.shard, and then NAME.npz, which says that it is whole and what is in it."""
     file = folder / f"{shard.name}.shard"
     counts, sums = np.zeros(len(shard.class_names), np.int64), Sums(shard.size)
@@ -135,7 +106,7 @@ def _write_shard(folder: Path, shard: Shard, progress: Callable[[int], None] = _
         try:
             for item in shard.items:
                 try:
-                    pixels, label = _load(item, shard.size)
+                    pixels, label = _load(item, shard)
                     if not 0 <= label < len(counts):
                         raise ValueError(f"has the label {label}, which is none of the {len(counts)} classes")
                 except ValueError as error:
@@ -157,6 +128,7 @@ def _write_shard(folder: Path, shard: Shard, progress: Callable[[int], None] = _
             writer.close()
     except RuntimeError as error:  # array_record's own
         raise InputError(f"{folder}: cannot be written ({str(error).split(';')[0]})") from error
+    remove(folder / f"{shard.name}.npz.partial")
     with (folder / f"{shard.name}.npz.partial").open("wb") as whole:
         np.savez(
             whole, key=shard.key(), sha256=sha256(file), num_bytes=num_bytes, counts=counts, skipped=skipped,
@@ -165,14 +137,14 @@ def _write_shard(folder: Path, shard: Shard, progress: Callable[[int], None] = _
     os.replace(folder / f"{shard.name}.npz.partial", folder / f"{shard.name}.npz")
 
 
-def _load(item: Item, size: int) -> tuple[Pixels, int]:
+def _load(item: Item, shard: Shard) -> tuple[Pixels, int]:
     """The pixels and the label. Raises ValueError, saying what is wrong."""
     try:
         found = item.read()
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror or error})") from error
     image, label = found if item.label == -1 else (found, item.label)
-    return upright_rgb(image, size), label
+    return upright_rgb(image, shard.size, shard.max_pixels), label
 
 
 def _record(image: bytes, label: int, name: str) -> bytes:
@@ -199,13 +171,26 @@ def features_of(class_names: Sequence[str], size: int, encoding: str) -> tfds.fe
     )
 
 
+class _Part(NamedTuple):
+    """Of a shard, the records from `skip` on, as array_record is told it."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
 class Records:
     """The examples of one split as they are stored: {"image": bytes, "label": int, "name": str}, by their number."""
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-        as_stored = tfds.decode.DeserializeMethod.RAW_BYTES
-        self._source = builder.as_data_source(split=split, deserialize_method=as_stored)
-        self._files = [(Path(part.filename), part.take) for part in builder.info.splits[split].file_instructions]
+    def __init__(self, folder: Path, images: Mapping[str, int]):
+        """images: {name of a shard: how many it holds}, in their order. Raises ValueError where one is not there."""
+        for name in images:
+            if not (folder / name).is_file():
+                raise ValueError(f"{name} is missing")
+        # As numbers, so that no file is opened before it is read from; and no text, in which brackets have a meaning.
+        self._files = [_Part(str(folder / name), 0, count, count) for name, count in images.items()]
+        self._source = ArrayRecordDataSource(self._files)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -227,22 +212,32 @@ class Records:
     def place(self, index: int) -> str:
         """Where a record lies, for messages: the shard, and its number in it."""
         shard = 0
-        while index >= self._files[shard][1]:
-            index -= self._files[shard][1]
+        while index >= self._files[shard].take:
+            index -= self._files[shard].take
             shard += 1
-        return f"{self._files[shard][0]}, record {index}"
+        return f"{self._files[shard].filename}, record {index}"
+
+
+def account(folder: Path, shard: Shard) -> dict[str, np.ndarray]:
+    """What NAME.npz says of a shard. Raises what NumPy raises where it is damaged."""
+    names = ("key", "sha256", "num_bytes", "counts", "skipped", "pixels", "products")
+    with (folder / f"{shard.name}.npz").open("rb") as file, np.load(file, allow_pickle=False) as whole:
+        return {name: whole[name] for name in names}
 
 
 def is_done(folder: Path, shard: Shard) -> bool:
     """Whether it was written already, from the same images, and is whole."""
     try:
-        with np.load(folder / f"{shard.name}.npz", allow_pickle=False) as whole:
-            return str(whole["key"]) == shard.key() and str(whole["sha256"]) == sha256(folder / f"{shard.name}.shard")
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        found = account(folder, shard)
+        same = str(found["key"]) == shard.key() and str(found["sha256"]) == sha256(folder / f"{shard.name}.shard")
+        return same and (shard.on_error == "skip" or not len(found["skipped"]))
+    except Exception:  # what a run that died has left may be anything
         return False
 
 
-def sha256(file: Path) -> str:
-    """Of what a file holds, in hexadecimal."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def remove(path: Path) -> None:
+    """A file or folder, where there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -6,37 +6,29 @@ process can read.
 
 import functools
 import os
-import shutil
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator
-from lzma import LZMAError
+import re
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from alexnet_jax.config import InputError
+from alexnet_jax.data import folders, tars
+from alexnet_jax.data.folders import File
 from alexnet_jax.data.shards import Item
 from alexnet_jax.shown import say
 
-SPLIT_NAMES = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
-# What operating systems leave in folders.
-IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
+SPLITS = {"train": "train|training", "validation": "val|valid|validation|dev", "test": "test|testing"}
 
 
-class File(NamedTuple):
-    """One file or folder of a source. parts: its path below the source's root; read: None for a folder."""
-
-    path: str
-    parts: tuple[str, ...]
-    read: Callable[[], bytes] | None
+def split_of(name: str) -> str | None:
+    """The split that a folder holds by its name, as train, Training, training_set, val, valid or test_set; or None."""
+    for split, names in SPLITS.items():
+        if re.fullmatch(rf"({names})[-_ ]?(set|data|images|split)?", name, re.IGNORECASE):
+            return split
+    return None
 
 
 def list_files(source: str, scratch: Path) -> list[File]:
@@ -45,16 +37,24 @@ def list_files(source: str, scratch: Path) -> list[File]:
     Raises InputError where it cannot be read.
     """
     path = Path(source).expanduser()
+    left_out: list[str] = []
     try:
         if path.is_dir():
-            files = list(_walk_folder(path))
-        elif path.exists():
-            files = list(_walk_tar(path, scratch))
+            files = list(folders.walk(path, left_out.append))
+        elif path.is_file():
+            files = list(_in_tar(path, scratch, left_out))
         else:
-            raise InputError(f"--source={source}: there is no such file or folder")
-    except (OSError, tarfile.TarError, EOFError, zlib.error, LZMAError) as error:
+            what = (
+                "is neither a folder nor a plain file" if os.path.lexists(path) else "there is no such file or folder"
+            )
+            raise InputError(f"--source={source}: {what}")
+    except InputError:
+        raise
+    except Exception as error:  # tarfile, gzip, lzma raise any type for damage
         raise InputError(f"--source={source}: cannot be read as a folder or tar file ({reason(error)})") from error
-    files = [f for f in files if f.parts and not any(p.startswith(".") or p.lower() in IGNORED for p in f.parts)]
+    if left_out:
+        say(f"left out {len(left_out)} links to what is in {source} already, such as {left_out[0]}")
+    files = [file for file in files if file.parts]
     if not any(file.read for file in files):
         raise InputError(f"--source={source}: is empty")
     return _unwrapped(files)
@@ -65,79 +65,36 @@ def reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
 
 
-def _walk_folder(root: Path) -> Iterator[File]:
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders.sort()
-        for name in sorted(names):
-            file = Path(folder, name)
-            yield File(_text(file), tuple(map(_text, file.relative_to(root).parts)), file.read_bytes)
-        yield File(_text(folder), tuple(map(_text, Path(folder).relative_to(root).parts)), None)
+def _in_tar(path: Path, scratch: Path, left_out: list[str]) -> Iterator[File]:
+    for name, found in tars.members(tars.uncompressed(path, scratch)):
+        # Nothing of a member's name reaches a file system: ".." and a leading "/" are dropped as names of folders.
+        parts = tuple(part for part in PurePosixPath(name).parts if part not in ("/", ".", ".."))
+        if any(map(folders.is_ignored, parts)):
+            continue
+        if found == "":
+            left_out.append(f"{path}:{name}")
+        elif found is None:
+            yield File(f"{path}:{name}", parts, None)
+        else:
+            read = found.read if isinstance(found, tars.Place) else functools.partial(_fail, found)
+            yield File(f"{path}:{name}", parts, read)
 
 
-def _walk_tar(path: Path, scratch: Path) -> Iterator[File]:
-    plain = uncompressed(path, scratch)
-    with tarfile.open(plain, "r:") as archive:
-        for member in archive:
-            # Nothing of a member's name reaches a file system: ".." and a leading "/" are dropped as names of folders.
-            parts = tuple(_text(part) for part in PurePosixPath(member.name).parts if part not in ("/", ".", ".."))
-            if member.isdir():
-                read = None
-            elif member.isreg() and not member.issparse():
-                read = functools.partial(read_range, plain, member.offset_data, member.size)
-            else:
-                read = functools.partial(_read_member, plain, member.name)
-            yield File(f"{path}:{_text(member.name)}", parts, read)
+def _fail(problem: str) -> bytes:
+    raise OSError(problem)
 
 
-def uncompressed(path: Path, scratch: Path) -> Path:
-    """The tar itself, or where it is compressed the tar in it, written into `scratch`."""
-    try:
-        tarfile.open(path, "r:").close()
-        return path
-    except tarfile.ReadError:
-        plain = scratch / f"{len(list(scratch.iterdir()))}.tar"
-        with tarfile.open(path) as archive, plain.open("wb") as unpacked:
-            compressed: Any = archive.fileobj
-            compressed.seek(0)
-            shutil.copyfileobj(compressed, unpacked, 2**20)
-        return plain
-
-
-def read_range(path: Path, offset: int, size: int) -> bytes:
-    """Of a file, `size` bytes from `offset` on."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
-
-
-def _read_member(path: Path, name: str) -> bytes:
-    """Of what is not simply a range of the tar: a link to another member, a sparse file."""
-    try:
-        file = _opened(path).extractfile(name)
-    except KeyError as error:
-        raise OSError("a link to nothing in the archive") from error
-    if file is None:
-        raise OSError("neither a file nor a folder")
-    return file.read()
-
-
-@functools.lru_cache(maxsize=4)
-def _opened(path: Path) -> tarfile.TarFile:
-    return tarfile.open(path, "r:")
-
-
-def _text(name: str | Path) -> str:
+def _text(name: str) -> str:
     """A file's name, which may be any bytes, as text that can be stored and printed."""
-    return str(name).encode(errors="replace").decode()
+    return name.encode(errors="replace").decode()
 
 
 def _unwrapped(files: list[File]) -> list[File]:
-    """Without the folders around it all, as archives have them: one folder that holds classes or train/ is no class."""
+    """Without the folders around it all, as archives have them: one folder that holds folders is no class."""
     while True:
         first = {file.parts[0] for file in files if len(file.parts) > 1}
-        second = {file.parts[1] for file in files if len(file.parts) > 2}
-        inner = len(second) > 1 or {name.lower() for name in second} & set(SPLIT_NAMES)
-        if len(first) != 1 or {name.lower() for name in first} & set(SPLIT_NAMES) or not inner:
+        inner = any(len(file.parts) > 2 for file in files)
+        if len(first) != 1 or any(map(split_of, first)) or not inner:
             return files
         files = [file._replace(parts=file.parts[1:]) for file in files if len(file.parts) > 1]
 
@@ -152,58 +109,118 @@ class Source(NamedTuple):
     encoding: str = "jpeg"
 
 
-def sort_files(files: list[File], *, validation_fraction: float, seed: int) -> Source:
+def sort_files(files: list[File], *, validation_fraction: float, seed: int, on_error: str = "stop") -> Source:
     """Which image goes into which split, under which label; classes in alphabetical order.
 
     Without a validation part, `validation_fraction` of each class (at least one image) is drawn from the training
     part; the draw depends on the seed and the files' names only. Raises InputError naming a class that is amiss.
-    """
-    folders = {file.parts[0] for file in files if len(file.parts) > 1}
-    has_splits = any(name.lower() in SPLIT_NAMES for name in folders)
-    by_split: dict[str, dict[str, list[File]]] = {}
-    outside = []
-    for file in files:
-        split, *below = file.parts if has_splits else ("train", *file.parts)
-        if split.lower() not in SPLIT_NAMES and file.read and below:
-            raise InputError(f"{file.path}: beside train/ there may only be val/, valid/, validation/ or test/")
-        if split.lower() not in SPLIT_NAMES or len(below) < (2 if file.read else 1):
-            outside.append(file)
-            continue
-        of_class = by_split.setdefault(SPLIT_NAMES[split.lower()], {}).setdefault(below[0], [])
-        if file.read:
-            of_class.append(file)
-    ignored = [file.path for file in outside if file.read]
-    if ignored:
-        say(f"ignored {len(ignored)} files that are in no class folder, such as {ignored[0]}")
-    if "train" not in by_split:
-        raise InputError(f"no class folders of training images beside {files[0].path}")
-    if "validation" not in by_split and "test" in by_split:
-        by_split["validation"] = by_split.pop("test")
 
+    Args:
+      on_error: "stop" at a class folder without images, or "skip" it.
+    """
+    by_split = _by_split(files)
+    for split, classes in by_split.items():
+        for name in [name for name, of_class in classes.items() if not of_class]:
+            if on_error == "stop":
+                raise InputError(
+                    f"class folder '{name}' of the {split} part has no images; --on_error=skip leaves it out"
+                )
+            say(f"left out the class folder '{name}' of the {split} part, which has no images")
+            del classes[name]
     class_names = tuple(sorted(by_split["train"]))
     if len(class_names) < 2:
-        raise InputError(f"one class only, '{class_names[0]}': each class needs a folder of its own")
+        raise InputError(f"one class only, '{''.join(class_names)}': each class needs a folder of its own")
     for split, classes in by_split.items():
-        for name, of_class in classes.items():
-            if name != name.strip() or "\n" in name:  # TFDS keeps a name a line, stripped
-                raise InputError(f"class folder {name!r}: its name must not begin or end with a space, or break a line")
+        for name in classes:
             if name not in class_names:
                 raise InputError(f"class '{name}' is in the {split} part and not in the training part")
-            if not of_class:
-                raise InputError(f"class folder '{name}' of the {split} part has no images")
     if "validation" not in by_split:
         by_split["validation"] = _draw_validation(by_split["train"], validation_fraction, seed)
     label_of = {name: label for label, name in enumerate(class_names)}
     splits = {}
     for split in ("train", "validation", "test"):
-        labels = {file: label_of[name] for name, of in by_split.get(split, {}).items() for file in of}
+        labels = {file.path: label_of[name] for name, of in by_split.get(split, {}).items() for file in of}
         # In the source's own order: so a tar is read forward.
         splits[split] = [
-            Item(file.path, "/".join(file.parts), labels[file], file.read)
+            Item(_text(file.path), _text("/".join(file.parts)), label, file.read)
             for file in files
-            if file.read and file in labels
+            if file.read and (label := labels.get(file.path)) is not None
         ]
     return Source("class folders", class_names, {split: items for split, items in splits.items() if items})
+
+
+def _by_split(files: list[File]) -> dict[str, dict[str, list[File]]]:
+    """{split: {class: files}}, the classes' names checked. Raises InputError for a layout that is not understood."""
+    tops = {file.parts[0] for file in files if len(file.parts) > 1 or not file.read}
+    has_splits = any(map(split_of, tops))
+    files = _without_doubled(files) if has_splits else files
+    by_split: dict[str, dict[str, list[File]]] = {}
+    folder_of: dict[tuple[str, ...], str] = {}  # of a split, or of a class in it: its name as it stands on the disk
+    loose = []
+    for file in files:
+        top, *below = file.parts if has_splits else ("train", *file.parts)
+        split = split_of(top)
+        if split is None:
+            if below and file.read:
+                raise InputError(
+                    f"{_text(file.path)}: beside train/ there may only be val/, valid/, validation/ or test/"
+                )
+            loose += [file] * bool(file.read)
+            continue
+        if file.read and not below:
+            loose.append(file)
+            continue
+        _only_name((split,), top, folder_of)
+        classes = by_split.setdefault(split, {})
+        if len(below) < (2 if file.read else 1):
+            loose += [file] * bool(file.read)
+            continue
+        name = unicodedata.normalize("NFC", _text(below[0]))  # as some systems write it, and not others
+        _only_name((split, name), below[0], folder_of)
+        of_class = classes.setdefault(name, [])
+        if file.read:
+            of_class.append(file)
+    for split in [split for split, classes in by_split.items() if not classes]:
+        name = _text(folder_of[split,])
+        inside = next((file.path for file in loose if split_of(file.parts[0]) == split), None)
+        found = f"files that are in none, such as {_text(inside)}" if inside else "nothing in it"
+        if split == "test" and by_split.get("validation"):
+            say(f"left out {name}/, which has no class folders, but {found}")
+            del by_split[split]
+        elif has_splits:
+            raise InputError(f"{name}/, the {split} part, has no class folders, but {found}")
+    if loose:
+        say(f"ignored {len(loose)} files that are in no class folder, such as {loose[0].path}")
+    if not by_split.get("train"):
+        raise InputError(f"no class folders of training images beside {_text(files[0].path)}")
+    if "validation" not in by_split and "test" in by_split:
+        by_split["validation"] = by_split.pop("test")
+    return by_split
+
+
+def _without_doubled(files: list[File]) -> list[File]:
+    """training_set/training_set/cats as training_set/cats: where a split's one folder is named as a split is."""
+    inside: dict[str, set[str]] = {}
+    for file in files:
+        if len(file.parts) > (2 if file.read else 1):
+            inside.setdefault(file.parts[0], set()).add(file.parts[1])
+    doubled = {top for top, (name, *more) in inside.items() if not more and split_of(top) == split_of(name) is not None}
+    return [
+        file._replace(parts=file.parts[:1] + file.parts[2:]) if file.parts[0] in doubled else file
+        for file in files
+        if len(file.parts) != 2 or file.parts[0] not in doubled or file.read
+    ]
+
+
+def _only_name(what: tuple[str, ...], folder: str, folder_of: dict[tuple[str, ...], str]) -> None:
+    """Remembers a folder's name for a split or a class. Raises InputError where another one stands for the same."""
+    known, name = folder_of.setdefault(what, folder), what[-1]
+    if known != folder:
+        kind = f"class '{name}'" if len(what) > 1 else f"{name} part"
+        raise InputError(f"two folders for one {kind}: {known!a} and {folder!a}")
+    # TFDS keeps a name a line, stripped.
+    if name != name.strip() or not name or any(unicodedata.category(sign) in ("Cc", "Zl", "Zp") for sign in name):
+        raise InputError(f"class folder {name!r}: its name must not begin or end with a space, or break a line")
 
 
 def _draw_validation(train: dict[str, list[File]], fraction: float, seed: int) -> dict[str, list[File]]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.data.datasets import Dataset, open_dataset
 from alexnet_jax.data.images import Pixels, read_file, upright_rgb
+from alexnet_jax.data.pictures import MAX_PIXELS
 from alexnet_jax.device import xla
 from alexnet_jax.device.tuned import tuned
 from alexnet_jax.paper import evaluate
@@ -47,15 +48,15 @@ class Trained:
         """Side of the images, before views are cut out of them."""
         return len(self.mean_image)
 
-    def preprocess(self, picture: str | Path | bytes | np.ndarray) -> Pixels:
+    def preprocess(self, picture: str | Path | bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> Pixels:
         """A picture as `probabilities` and `features` take it: upright RGB, (size, size, 3), uint8.
 
-        picture: a file's path or content, or pixels (height, width, 3). Raises InputError where a file is none, and
-        ValueError where content is none.
+        picture: a file's path or content, or pixels (height, width, 3). max_pixels: of a file. Raises InputError where
+        a file is none, and ValueError where content is none.
         """
         if isinstance(picture, (str, Path)):
-            return read_file(picture, self.size)
-        return upright_rgb(picture, self.size)
+            return read_file(picture, self.size, max_pixels)
+        return upright_rgb(picture, self.size, max_pixels)
 
     def probabilities(
         self, images: UInt8[np.ndarray | Array, "n size size 3"], *, views: int = 1
@@ -67,7 +68,11 @@ class Trained:
         return self._compiled[views](self.params, images)
 
     def features(
-        self, images: UInt8[np.ndarray | Array, "n size size 3"] | Sequence[str | Path], names: Sequence[str]
+        self,
+        images: UInt8[np.ndarray | Array, "n size size 3"] | Sequence[str | Path],
+        names: Sequence[str],
+        *,
+        max_pixels: int = MAX_PIXELS,
     ) -> dict[str, Float[np.ndarray, "n ..."]]:
         """The outputs of these names, as "fc7:relu", of the centre of each image, in float32. See `model.outputs`.
 
@@ -80,7 +85,7 @@ class Trained:
         for start in range(0, len(images), BATCH):
             some = images[start : start + BATCH]
             batch = np.zeros((BATCH, self.size, self.size, 3), np.uint8)  # one size, compiled once
-            batch[: len(some)] = [self.preprocess(of) if isinstance(of, (str, Path)) else of for of in some]
+            batch[: len(some)] = [self.preprocess(of, max_pixels) if isinstance(of, (str, Path)) else of for of in some]
             for name, rows in self._compiled[key](self.params, batch).items():
                 found[name].append(np.asarray(rows, np.float32)[: len(some)])
         if not len(images):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from alexnet_jax import prepare
 from alexnet_jax.config import InputError
-from alexnet_jax.data import archives
+from alexnet_jax.data import archives, cifar10
 from alexnet_jax.data.datasets import open_dataset
 
 
@@ -127,7 +127,7 @@ def cifar_batches(images=4):
     rng = np.random.default_rng(0)
     return {
         name: (rng.integers(0, 10, images).tolist(), rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8))
-        for name in (*archives.CIFAR10_TRAIN, archives.CIFAR10_TEST)
+        for name in (*cifar10.TRAIN, cifar10.TEST)
     }
 
 
@@ -164,7 +164,7 @@ def test_cifar10_comes_back_pixel_for_pixel(tmp_path, kind, form):
             (source / name).write_bytes(data)
     dataset = run(source, tmp_path / "out")
     assert (dataset.class_names, dataset.size, dataset.encoding) == (NAMES, 32, "raw")
-    for split, names in (("train", archives.CIFAR10_TRAIN), ("validation", [archives.CIFAR10_TEST])):
+    for split, names in (("train", cifar10.TRAIN), ("validation", [cifar10.TEST])):
         labels = [label for name in names for label in batches[name][0]]
         images = np.concatenate([batches[name][1] for name in names])
         stored = list(tfds.builder_from_directory(tmp_path / "out").as_data_source(split=split))
@@ -182,7 +182,7 @@ class Evil:
     [
         ("data_batch_3", pickle.dumps(Evil()), "a pickle that asks for posix.system"),
         ("data_batch_3", pickle.dumps([1]), "a pickle of something else"),
-        ("data_batch_3", b"\x80\x02}q", "pickle data was truncated"),
+        ("data_batch_3", b"\x80\x02}q", "a damaged pickle"),
         ("data_batch_3", pickle.dumps({b"data": np.zeros((2, 5), np.uint8), b"labels": [0, 1]}), "other arrays than"),
         ("data_batch_3", None, "data_batch_3 is missing"),
     ],
@@ -239,3 +239,95 @@ def test_a_tfds_data_set_prepared_elsewhere(tmp_path):
         "--source=tfds:birds: no array_record data set of labelled images in",
         "tfds:birds", tmp_path / "none", data_dir=str(tmp_path / "data"),
     )  # fmt: skip
+
+
+# What a pickle may ask for
+
+
+def names_in(content):
+    return cifar10._class_names(cifar10.unpickled(content))
+
+
+class Made:
+    """Pickled as the call of a function."""
+
+    def __init__(self, function, arguments, state=None):
+        self.of = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self):
+        return self.of
+
+
+def void(hidden):
+    """A type of NumPy whose layout says that bytes are objects."""
+    return Made(np.dtype, ("V8", False, True), (3, "|", None, ("f",), {"f": (hidden, 0)}, 8, 1, 0))
+
+
+RECONSTRUCT = np.empty(0).__reduce__()[0]
+U1 = Made(np.dtype, ("u1", False, True), (3, "|", None, None, None, -1, -1, 0))
+OBJECT = np.dtype("O")
+
+
+def array(shape, kind, content, by_columns=False):
+    return Made(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, shape, kind, by_columns, content))
+
+
+HOSTILE = {
+    "objects hidden in bytes": Made(np.ndarray, ((1,), void(OBJECT), b"\x41" * 8)),
+    "objects": array((1,), OBJECT, [1]),
+    "a layout with steps": Made(np.ndarray, ((1, 3072), U1, b"\0" * 3072, 0, (-3072, 1))),
+    "more than there is": array((2, 3072), U1, b"\0"),
+    "a negative shape": array((-1, -3072), U1, b"\0" * 3072),
+    "a huge shape": array((2**62, 3072), U1, b""),
+    "by columns": array((1, 3072), U1, b"\0" * 3072, True),
+    "content that is none": array((1, 3072), U1, 5),
+    "another type": array((1, 3072), np.dtype("i8"), b"\0" * 3072),
+    "a type in a type": Made(np.dtype, (Made(np.dtype, ("u1",)), False, True)),
+    "a state that is none": Made(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1,)),
+    "another codec": Made(__import__("codecs").encode, ("abcd", "zlib")),
+    "code": Made(eval, ("open('ran', 'w')",)),
+    "a class of ours": Path("."),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_pickles_make_nothing_but_what_cifar10_has(tmp_path, monkeypatch, kind, protocol):
+    monkeypatch.chdir(tmp_path)
+    for key in (b"data", b"label_names"):
+        content = pickle.dumps({key: HOSTILE[kind], b"labels": [0]}, protocol)
+        with pytest.raises((pickle.UnpicklingError, ValueError)):
+            _ = cifar10._as_binary(content, tmp_path / "batch") if key == b"data" else names_in(content)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7fabc.", b"(" * 100_000 + b"l.",
+        b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.", b"\x82\x01.", b"P1\n.", b"\x80\xff.", b"N.", b"}}R.",
+        b"c__builtin__\neval\n(S'1'\ntR.", b"\x80\x02cnumpy\ndtype\n}b.", b"I" + b"9" * 5000 + b"\n.", b"",
+    ],
+)  # fmt: skip
+def test_damaged_pickles_are_one_line(content):
+    with pytest.raises(pickle.UnpicklingError) as caught:
+        cifar10.unpickled(content)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_in_a_pickle_gives_out_no_memory():
+    """The one in C makes a list as long as the largest number of a place, here of 34 GB."""
+    assert cifar10.unpickled(b"\x80\x02}r\xff\xff\xff\xff.") == {}
+
+
+@pytest.mark.parametrize("labels", [[0.0], ["0"], [256], [-1], [True], (0,), [[0]], 0, None, [2**80], {0: 0}])
+def test_labels_that_are_none(tmp_path, labels):
+    content = pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": labels}, 2)
+    with pytest.raises(ValueError, match="batch holds other arrays than CIFAR-10's"):
+        cifar10._as_binary(content, tmp_path / "batch")
+
+
+@pytest.mark.parametrize("names", [None, [], b"ab", ["a"], [b"a", 5], {b"a": 1}])
+def test_class_names_that_are_none(names):
+    with pytest.raises(ValueError, match="has no label_names"):
+        cifar10._class_names(cifar10.unpickled(pickle.dumps({b"label_names": names}, 2)))

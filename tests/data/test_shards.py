@@ -16,7 +16,7 @@ from conftest import picture
 from PIL import Image
 
 from alexnet_jax.config import InputError
-from alexnet_jax.data import datasets, images, shards
+from alexnet_jax.data import datasets, images, manifest, shards
 from alexnet_jax.data.input_pipeline import evaluation_batches
 
 NAMES = ("red", "green", "blue")
@@ -236,15 +236,15 @@ def test_more_shards_than_files_may_be_open(tmp_path, monkeypatch):
 
 def test_verify_names_what_is_amiss(tmp_path):
     write(tmp_path / "set")
-    manifest = datasets.verify(tmp_path / "set")
-    assert manifest["images"]["train"] == {"red": 17, "green": 17, "blue": 16}
+    found = manifest.verify(tmp_path / "set")
+    assert found.images["train"] == {"red": 17, "green": 17, "blue": 16}
     file = tmp_path / "set" / "images-train.array_record-00002"
     whole = file.read_bytes()
     file.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     with pytest.raises(InputError, match=re.escape(f"{file}: is not as it was written")):
-        datasets.verify(tmp_path / "set")
+        manifest.verify(tmp_path / "set")
     file.unlink()
     with pytest.raises(InputError, match=re.escape(f"{file}: is missing")):
-        datasets.verify(tmp_path / "set")
+        manifest.verify(tmp_path / "set")
     with pytest.raises(InputError, match=r"manifest\.json: cannot be read"):
-        datasets.verify(tmp_path)
+        manifest.verify(tmp_path)

@@ -1,0 +1,117 @@
+"""manifest.json: what a prepared data set says of itself. All files of it stand there, with their digests.
+
+{"version", "encoding", "images": {split: {class: how many}}, "shards": {name: {"sha256", "images"}},
+"files": {name of another one: sha256}, "sha256": of the manifest itself without this}
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alexnet_jax.config import InputError
+from alexnet_jax.data.folders import is_ignored
+from alexnet_jax.data.images import ENCODINGS
+from alexnet_jax.data.sources import SPLITS
+from alexnet_jax.files import sha256
+
+NAME = "manifest.json"
+SHARD = re.compile(r"images-(train|validation|test)\.array_record-\d{5}")
+
+
+class Manifest(NamedTuple):
+    """Its parts, as the file has them; files: {} where it was written by version 0.1, which lists the shards only."""
+
+    encoding: str
+    images: dict[str, dict[str, int]]
+    shards: dict[str, dict[str, Any]]
+    files: dict[str, str]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of their labels."""
+        return tuple(self.images["train"])
+
+    def of_split(self, split: str) -> dict[str, int]:
+        """{name of a shard: how many images it holds}, in their order."""
+        return {name: of["images"] for name, of in sorted(self.shards.items()) if name.split("-")[1].startswith(split)}
+
+
+def text(values: dict[str, Any]) -> str:
+    """What the file holds: `values`, and their digest."""
+    return json.dumps({**values, "sha256": _digest(values)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, ensure_ascii=True).encode()).hexdigest()
+
+
+def read(folder: Path) -> Manifest:
+    """That of a prepared data set. Raises InputError where it is missing, damaged or contradicts itself."""
+    file = folder / NAME
+    try:
+        if not file.is_file():
+            raise ValueError("is missing")
+        values = json.loads(file.read_text())
+        digest = values.pop("sha256", None)
+        if digest != _digest(values) and (digest is not None or "files" in values):
+            raise ValueError("is not as it was written")
+        found = Manifest(values["encoding"], values["images"], values["shards"], values.get("files", {}))
+        _check(found)
+        return found
+    except Exception as error:  # whatever is in it
+        raise InputError(f"{file}: cannot be read ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return (
+        f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split()) or type(error).__name__
+    )
+
+
+def _check(manifest: Manifest) -> None:
+    """Raises where something is of another kind than `Manifest` says, or does not add up."""
+    if manifest.encoding not in ENCODINGS:
+        raise ValueError(f"its images are stored as '{manifest.encoding}', which is not known here")
+    missing = {"train", "validation"} - set(manifest.images)
+    if missing:
+        raise ValueError(f"it has no split '{missing.pop()}'")
+    for split, of_class in manifest.images.items():
+        if split not in SPLITS:
+            raise ValueError(f"images: {split!r} is no split")
+        if tuple(of_class) != manifest.class_names or not all(map(_is_count, of_class.values())):
+            raise ValueError(f"images of {split}: other classes than those of train, or no numbers")
+        if sum(of_class.values()) != sum(manifest.of_split(split).values()):
+            raise ValueError(f"images of {split}: are not as many as those of its shards")
+        if not any(of_class.values()):
+            raise ValueError(f"images of {split}: there are none")
+    for name, of in manifest.shards.items():
+        if not SHARD.fullmatch(name) or not isinstance(of["sha256"], str) or not _is_count(of["images"]):
+            raise ValueError(f"shards: {name!r} is none")
+    for name, digest in manifest.files.items():
+        if "/" in name or not isinstance(digest, str):
+            raise ValueError(f"files: {name!r} is none")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**40
+
+
+def verify(folder: Path) -> Manifest:
+    """Checks every file of a prepared data set against its manifest, which is returned.
+
+    Raises InputError naming the first file that is missing, is not as it was written, or is none of the data set's.
+    """
+    manifest = read(folder)
+    for name, digest in ({name: of["sha256"] for name, of in manifest.shards.items()} | manifest.files).items():
+        file = folder / name
+        if not file.is_file():
+            raise InputError(f"{file}: is missing")
+        if sha256(file) != digest:
+            raise InputError(f"{file}: is not as it was written")
+    if manifest.files:
+        for file in sorted(folder.iterdir()):
+            if file.name not in {NAME, *manifest.shards, *manifest.files} and not is_ignored(file.name):
+                raise InputError(f"{file}: is no file of this data set")
+    return manifest
