@@ -1,11 +1,16 @@
-"""Writing a file whole or not at all; and which software this is."""
+"""Writing a file whole or not at all; one process at a time; and which software this is."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from alexnet_jax.config import InputError
 
 
 def versions() -> dict[str, Any]:
@@ -39,3 +44,28 @@ def write_whole(file: Path, content: str | bytes) -> None:
         written.flush()
         os.fsync(written.fileno())
     partial.replace(file)
+
+
+@contextlib.contextmanager
+def only_process(folder: Path, refusal: str) -> Iterator[None]:
+    """Within it no other process can hold the same folder. A process that dies holds it no longer.
+
+    Raises InputError, with the refusal as its text, where another one does.
+    """
+    with contextlib.ExitStack() as open_files:
+        try:
+            try:
+                _lock(folder, os.O_RDONLY, open_files)
+            except BlockingIOError:
+                raise
+            except OSError:  # NFS locks files only, those that one may write
+                _lock(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT, open_files)
+        except BlockingIOError as error:
+            raise InputError(refusal) from error
+        yield
+
+
+def _lock(place: Path, flags: int, open_files: contextlib.ExitStack) -> None:
+    handle = os.open(place, flags, 0o666)
+    open_files.callback(os.close, handle)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

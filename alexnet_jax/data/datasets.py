@@ -7,7 +7,6 @@ it), `statistics.npz` and `manifest.json`. Each example is {"image": a JPEG or r
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
@@ -16,8 +15,9 @@ import resource
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_info, naming, splits as tfds_splits
@@ -25,6 +25,8 @@ from tensorflow_datasets.core import dataset_info, naming, splits as tfds_splits
 from alexnet_jax.config import InputError
 from alexnet_jax.data import shapes, shards
 from alexnet_jax.data.images import ENCODINGS, Pixels, Statistics, Sums
+from alexnet_jax.files import only_process
+from alexnet_jax.reading import ArrayForm, Count, read_arrays, read_json
 
 NAME = "images"  # of the data set, as TFDS has it
 MANIFEST = "manifest.json"
@@ -89,18 +91,12 @@ def write(
 def _only_writer(folder: Path) -> Iterator[None]:
     """Makes the folder, and holds it against other processes; removes it where it holds no whole shard in the end."""
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise InputError(f"{folder}: is being written by another process") from error
-    try:
-        yield
-    finally:
-        if folder.exists() and not any(folder.glob("*.npz")):
-            shutil.rmtree(folder)
-        os.close(handle)
+    with only_process(folder, f"{folder}: is being written by another process"):
+        try:
+            yield
+        finally:
+            if folder.exists() and not any(folder.glob("*.npz")):
+                shutil.rmtree(folder)
 
 
 def _finish(folder: Path, written: list[shards.Shard]) -> tuple[dict[str, int], list[str]]:
@@ -170,18 +166,46 @@ def verify(path: Path) -> dict[str, Any]:
 
     Raises InputError naming the first file that is missing or is not as it was written.
     """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        files = manifest["shards"].items()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path / MANIFEST}: cannot be read ({error})") from error
-    for name, expected in files:
+    manifest = read_manifest(path)
+    for name, expected in manifest.shards.items():
         file = path / name
         if not file.exists():
             raise InputError(f"{file}: is missing")
-        if shards.sha256(file) != expected["sha256"]:
+        if shards.sha256(file) != expected.sha256:
             raise InputError(f"{file}: is not as it was written")
-    return manifest
+    return msgspec.to_builtins(manifest)
+
+
+class ShardFacts(msgspec.Struct):
+    """What the manifest says of a shard."""
+
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    images: Count
+
+
+class Manifest(msgspec.Struct):
+    """The form of manifest.json. images: of each split, by class. shards: by the name of their file."""
+
+    version: Count
+    encoding: str
+    images: dict[str, dict[str, Count]]
+    shards: dict[Annotated[str, msgspec.Meta(pattern="^[^/\0]+$")], ShardFacts]
+
+
+# The form of statistics.npz.
+STATISTICS = {"mean_image": ArrayForm("f", ("size", "size", 3), 0, 255), "covariance": ArrayForm("f", (3, 3))}
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Of the data set at a path. Raises InputError where there is none, or it says what cannot be."""
+    try:
+        found = read_json(path / MANIFEST, Manifest)
+    except FileNotFoundError:
+        raise InputError(f"{path / MANIFEST}: cannot be read (it is missing)") from None
+    if found.encoding not in ENCODINGS:
+        stored = f"its images are stored as '{found.encoding}', which is not known here (encoding)"
+        raise InputError(f"{path / MANIFEST}: {stored}")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,17 +245,14 @@ def open_dataset(name: str | Path) -> Dataset:
         )
     _allow_many_files()
     try:
-        with np.load(path / "statistics.npz", allow_pickle=False) as file:
-            statistics = Statistics(file["mean_image"], file["covariance"])
+        statistics = Statistics(**read_arrays(path / "statistics.npz", STATISTICS))
         builder = tfds.builder_from_directory(path)
         label, image = builder.info.features["label"], builder.info.features["image"]
         splits = {split: shards.Records(builder, split) for split in builder.info.splits}
         missing = {"train", "validation"} - set(splits)
         if missing:
             raise ValueError(f"it has no split '{missing.pop()}'")
-        encoding = json.loads((path / MANIFEST).read_text())["encoding"]
-        if encoding not in ENCODINGS:
-            raise ValueError(f"its images are stored as '{encoding}', which is not known here")
+        encoding = read_manifest(path).encoding
         return Dataset(name, path, tuple(label.names), image.shape[0], encoding, splits, statistics)
     except Exception as error:  # TFDS raises many types for a damaged folder
         reason = str(error).strip().split("\n")[0] or type(error).__name__

@@ -53,9 +53,12 @@ def _of_run(folder: Path, checkpoint: str, steps: Mapping[str, Callable] | None)
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     try:
         step = checkpoints.step_of(checkpoint)
-        params = checkpoints.restore_params(step, like, to_json(facts.layers))
-    except Damaged as error:
-        raise InputError(f"{folder}: the checkpoint of step {step} is damaged ({error})") from error
+        try:
+            params = checkpoints.restore_params(step, like, to_json(facts.layers))
+        except Damaged as error:
+            raise InputError(f"{folder}: the checkpoint of step {step} is damaged ({error})") from error
+        except InputError as error:
+            raise InputError(f"{error}, in {workdir.CONFIG}") from error
     finally:
         checkpoints.close()
     names = all_class_names(facts.class_names, facts.layers[-1].features)

@@ -125,7 +125,8 @@ def test_an_encoding_that_is_not_known_is_named(tmp_path):
     file = tmp_path / "set" / "manifest.json"
     file.write_text(file.read_text().replace('"jpeg"', '"webp"'))
     with pytest.raises(
-        InputError, match=r"not a data set that .* wrote \(its images are stored as 'webp', which is not"
+        InputError,
+        match=r"not a data set that .* wrote \(.*manifest\.json: its images are stored as 'webp', which is not",
     ):
         datasets.open_dataset(str(tmp_path / "set"))
 

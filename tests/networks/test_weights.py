@@ -448,7 +448,7 @@ def test_the_command_converts_and_what_it_wrote_predicts(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(content)  # in a process of its own, where types are not checked
     for source, message in (
         (file, "needs --mean=FILE, the .binaryproto that comes with it"),
-        (tmp_path / "a.safetensors", "its card cannot be read ('list' object has no attribute 'items')"),
+        (tmp_path / "a.safetensors", "its card cannot be read (config: Expected `object`, got `array`)"),
     ):
         process = subprocess.run(
             [sys.executable, "-m", "alexnet_jax.weights", f"--source={source}", "--output=b.safetensors"],

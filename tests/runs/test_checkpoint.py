@@ -95,10 +95,10 @@ def test_a_checkpoint_is_three_items(tmp_path):
     )
     checkpoints.close()
     assert [*params.tree] == ["conv1"]
-    assert set(params.custom_metadata) == {"layers", "crc32"}
+    assert set(params.custom_metadata) == {"layers", "crc32", "form_crc32"}
     assert params.custom_metadata["layers"] == TABLE
     assert sorted(optimizer.tree) == ["state", "step"]
-    assert set(optimizer.custom_metadata) == {"crc32"}
+    assert set(optimizer.custom_metadata) == {"crc32", "form_crc32"}
 
 
 @reads_damaged
@@ -215,7 +215,7 @@ def test_where_all_are_damaged_nothing_begins_anew_in_silence(tmp_path):
     shutil.rmtree(tmp_path / "5" / "optimizer")
     for _ in range(2):
         with pytest.raises(
-            InputError, match=r"no checkpoint can be read \(5: .*; 3: its numbers are not those that were s"
+            InputError, match=r"no checkpoint can be read \(5: .*; 3: params: its numbers are not those"
         ):
             restore(tmp_path)
         assert names(tmp_path) == ["3", "5"]
