@@ -70,7 +70,7 @@ def read(options: Options) -> "Trained":
 
 def _lines(file: Path) -> tuple[str, ...]:
     try:
-        return tuple(file.read_text(encoding="utf-8").splitlines())
+        return tuple(file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n"))
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: is no text in UTF-8 ({error.reason})") from error
 
