@@ -26,7 +26,7 @@ from alexnet_jax.config import InputError
 from alexnet_jax.data import shapes, shards
 from alexnet_jax.data.images import ENCODINGS, Pixels, Statistics, Sums
 from alexnet_jax.files import only_process
-from alexnet_jax.reading import ArrayForm, Count, read_arrays, read_json
+from alexnet_jax.reading import ArrayForm, Count, archive, read_arrays, read_json
 
 NAME = "images"  # of the data set, as TFDS has it
 MANIFEST = "manifest.json"
@@ -127,7 +127,8 @@ def _finish(folder: Path, written: list[shards.Shard]) -> tuple[dict[str, int], 
         raise InputError(f"the class '{empty}' has no readable image for training")
 
     statistics = sums.statistics()
-    np.savez(folder / "statistics.npz", mean_image=statistics.mean_image, covariance=statistics.covariance)
+    content = archive(mean_image=statistics.mean_image, covariance=statistics.covariance)
+    (folder / "statistics.npz").write_bytes(content)
     identity = dataset_info.DatasetIdentity(
         name=NAME, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=__name__
     )
@@ -186,14 +187,22 @@ class ShardFacts(msgspec.Struct):
 class Manifest(msgspec.Struct):
     """The form of manifest.json. images: of each split, by class. shards: by the name of their file."""
 
-    version: Count
+    version: Annotated[int, msgspec.Meta(ge=1, le=shards.VERSION)]
     encoding: str
     images: dict[str, dict[str, Count]]
     shards: dict[Annotated[str, msgspec.Meta(pattern="^[^/\0]+$")], ShardFacts]
 
+    def __post_init__(self):
+        images = sum(sum(of_class.values()) for of_class in self.images.values())
+        if images != (of_shards := sum(of.images for of in self.shards.values())):
+            raise ValueError(f"images: are {images} by their classes, {of_shards} by their shards")
+
 
 # The form of statistics.npz.
-STATISTICS = {"mean_image": ArrayForm("f", ("size", "size", 3), 0, 255), "covariance": ArrayForm("f", (3, 3))}
+STATISTICS = {
+    "mean_image": ArrayForm("f", ("size", "size", 3), 0, 255),
+    "covariance": ArrayForm("f", (3, 3), -(255.0**2), 255.0**2),
+}
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -63,8 +63,8 @@ def load(file: str | Path, steps: Mapping[str, Callable] | None = None) -> Train
     if card.of_version_01:
         config, layers, _ = settings_of_version_01(card, len(card.class_names), file)
     else:
-        table = from_json(metadata.get("layers", ""), list[Any], f"{file}: its layers")
         now = written_table(card.layers, what)
+        table = from_json(metadata.get("layers", ""), list[Any], f"{file}: its layers")
         if differing := differences(written_table(table, f"{file}: its layers"), now):
             raise InputError(f"{what} is of another network: {listed(differing)}")
         config, layers = config_of(card.config, what), table_of(card.layers, what, steps)

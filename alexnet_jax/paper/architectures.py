@@ -90,9 +90,8 @@ CAFFE = with_column(
 
 def pooling_first(layers: Layers) -> Layers:
     """The table with pooling before normalisation: of Caffe's, that is CaffeNet (bvlc_reference_caffenet)."""
-    return with_column(
-        layers, then=[sorted(of.then, key=lambda step: step.function is local_response_norm) for of in layers]
-    )
+    thens = [tuple(sorted(of.then, key=lambda step: step.function is local_response_norm)) for of in layers]
+    return with_column(layers, then=thens)
 
 
 # torchvision's `alexnet`, after Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks".

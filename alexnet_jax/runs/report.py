@@ -18,7 +18,7 @@ from alexnet_jax.device import xla
 from alexnet_jax.files import write_whole
 from alexnet_jax.paper.evaluate import Errors, all_class_names, likeliest
 from alexnet_jax.paper.model import AlexNet
-from alexnet_jax.reading import Count, Fraction, Positive, read_json
+from alexnet_jax.reading import Count, Fraction, Positive, fitted, read_json
 from alexnet_jax.runs.log import METRICS, read_metrics
 
 RESULT = "result.json"
@@ -36,8 +36,9 @@ class Result(msgspec.Struct):
 
 
 def read(file: Path) -> dict[str, Any]:
-    """What is read of a result.json. Raises InputError where it is damaged."""
-    return msgspec.to_builtins(read_json(file, Result))
+    """What is read of a run's result.json; nothing of an evaluation's. Raises InputError where it is damaged."""
+    found = read_json(file, dict[str, Any])
+    return {} if "networks" in found else msgspec.to_builtins(fitted(found, Result, f"{file}:"))
 
 
 def write(

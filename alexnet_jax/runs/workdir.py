@@ -101,7 +101,7 @@ class Run:
         found = [f"{of} was {before[of]}, is {after[of]}" for of in sorted({*before} - idle) if before[of] != after[of]]
         if self.data != now.data:
             others = " with other images" if self.dataset == now.dataset else ""
-            found.append(f"dataset was {self.dataset}{others}, is {now.dataset}")
+            found.append(f"dataset was {self.dataset}{others}, is {now.dataset} (by data, of its statistics.npz)")
         for of in ("augment", "optimizer"):
             if (of in self.own) != (of in now.own):
                 was, now_is = ("one's own" if of in run.own else "the paper's" for run in (self, now))
