@@ -49,7 +49,7 @@ def _of_file(file: Path, checkpoint: str, steps: Mapping[str, Callable] | None) 
 
 def _of_run(folder: Path, checkpoint: str, steps: Mapping[str, Callable] | None) -> Trained:
     facts = workdir.read(folder, steps)
-    net, like = built(folder, facts.layers, facts.config)
+    net, like = built(folder / workdir.CONFIG, facts.layers, facts.config)
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     try:
         step = checkpoints.step_of(checkpoint)
