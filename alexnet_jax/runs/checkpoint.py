@@ -79,6 +79,8 @@ class Checkpoints:
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         """Of orbax, which saves; made once damaged checkpoints are set aside, since it does not start with any."""
+        self._before = sys.unraisablehook
+        sys.unraisablehook = functools.partial(_report_lost_error, self._before)
         with _named_errors(self._folder, "opened"):
             return ocp.CheckpointManager(self._folder.absolute(), options=self._options, item_handlers=self._handlers)
 
@@ -96,6 +98,8 @@ class Checkpoints:
         """
         manager = self._manager
         params, optimizer = states.on_host((state.params, {"step": state.step, "state": state.opt_state}))
+        with _named_errors(self._folder):
+            manager.wait_until_finished()  # with the one before, which takes room too
         needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer))), self._free()
         if free < needed:  # asked first, since a write that fails makes TensorStore's threads print pages
             megabytes = f"{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB free"
@@ -247,8 +251,17 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until what is being saved is on disk. Raises InputError where it could not be written."""
         if "_manager" in vars(self):
-            with _named_errors(self._folder):
-                self._manager.close()
+            try:
+                with _named_errors(self._folder):
+                    self._manager.close()
+            finally:
+                sys.unraisablehook = self._before
+
+
+def _report_lost_error(before: Callable[[Any], Any], lost: Any) -> None:
+    """Where a write fails, orbax ends its loop, and TensorStore's threads then complain to it, each with a page."""
+    if str(lost.exc_value) != "Event loop is closed":
+        before(lost)
 
 
 @contextlib.contextmanager
