@@ -182,7 +182,7 @@ def read_arrays(file: Path, forms: Mapping[str, ArrayForm]) -> dict[str, np.ndar
 
     Raises FileNotFoundError, or InputError where one is missing, of another form, or not as `archive` wrote it.
     """
-    lengths: dict[str, int] = {}
+    lengths: dict[str, tuple[int, str]] = {}
     name = ""
     try:
         if not file.is_file() and file.exists():
@@ -205,7 +205,7 @@ def read_arrays(file: Path, forms: Mapping[str, ArrayForm]) -> dict[str, np.ndar
         raise InputError(f"{file}: cannot be read ({f'{name}: ' if name else ''}{reason})") from error
 
 
-def _array(members: zipfile.ZipFile, name: str, form: ArrayForm, lengths: dict[str, int]) -> np.ndarray:
+def _array(members: zipfile.ZipFile, name: str, form: ArrayForm, lengths: dict[str, tuple[int, str]]) -> np.ndarray:
     """One of an archive. Its form is known before its memory is taken, and that is on the disk."""
     try:
         member = members.getinfo(f"{name}.npy")
@@ -217,10 +217,12 @@ def _array(members: zipfile.ZipFile, name: str, form: ArrayForm, lengths: dict[s
         shape, in_columns, kind = header(opened)
         if kind.kind not in form.kinds:
             raise ValueError(f"its numbers are of the type {kind}" if "U" not in form.kinds else "it is no text")
-        known = tuple(lengths.setdefault(of, length) if isinstance(of, str) else of
-                      for of, length in zip(form.shape, shape, strict=False))  # fmt: skip
-        if len(shape) != len(form.shape) or shape != known:
-            raise ValueError(f"its shape is {shape}, not {known if len(shape) == len(form.shape) else form.shape}")
+        if len(shape) != len(form.shape):
+            raise ValueError(f"its shape is {shape}; it must have {len(form.shape)} dimensions")
+        for of, length in zip(form.shape, shape, strict=True):
+            known, by = lengths.setdefault(of, (length, name)) if isinstance(of, str) else (of, "its form")
+            if length != known:
+                raise ValueError(f"its shape is {shape}; there must be {known}, by {by}")
         values = math.prod(shape)
         if member.compress_type != zipfile.ZIP_STORED or values * kind.itemsize != member.file_size - opened.tell():
             raise ValueError("its length is not that of its shape")

@@ -39,6 +39,7 @@ from alexnet_jax.data import datasets, shards
 from alexnet_jax.networks import ensemble, one_file
 from alexnet_jax.networks.loading import load
 from alexnet_jax.networks.network import Trained
+from alexnet_jax.paper.table import named
 from alexnet_jax.paper.written import to_json
 from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.runs.log import read_metrics
@@ -251,8 +252,10 @@ def wrong_with(case: Case, reader: Callable[[Path], str], folder: Path, expected
         if "\n" in str(error) or len(line) > 2000:
             return f"a message of {len(str(error))} characters"
         names = [str(of) for of in case.field if not isinstance(of, int)]
-        named = Path(case.file).name in line and any(of in line for of in names)
-        return "" if named else f"{line[:300]}: does not name the file and the field"
+        if "layers" in names:  # which have names of their own
+            names += ["layer ", *named(SMALL)]
+        is_named = Path(case.file).name in line and any(of in line for of in names)
+        return "" if is_named else f"{line[:300]}: does not name the file and the field"
     except BaseException as error:
         return f"{type(error).__name__}: {''.join(traceback.format_exception(error)[-2:])[-500:]}"
     if case.file.endswith(".jsonl"):
