@@ -256,14 +256,6 @@ class Config:
             drops = _text(self.bias_learning_rate_drops)
             raise InputError(f"--bias_learning_rate_drops={drops}: without --bias_learning_rate they drop nothing")
 
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "Config":
-        """The inverse of `to_json`; fields of later versions have their defaults. TypeError at an unknown field."""
-        values: dict[str, Any] = {
-            of: tuple(value) if isinstance(value, list) else value for of, value in fields.items()
-        }
-        return cls(**values)
-
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON keeps them (tuples as lists)."""
         return {

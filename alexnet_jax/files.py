@@ -1,4 +1,4 @@
-"""Reading plain files only; writing a file whole or not at all; and which software this is."""
+"""Reading plain files only; writing a file whole or not at all; one process at a time; and which software this is."""
 
 import contextlib
 import fcntl
@@ -11,6 +11,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from alexnet_jax.config import InputError
 
 MAX_BYTES = 2**30  # of one picture: files that are longer are none, or have no end
 
@@ -71,11 +73,25 @@ def sha256(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Holds a folder against other processes, as long as this one lives. Raises BlockingIOError where another does."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def only_process(folder: Path, refusal: str) -> Iterator[None]:
+    """Within it no other process can hold the same folder. A process that dies holds it no longer.
+
+    Raises InputError, with the refusal as its text, where another one does.
+    """
+    with contextlib.ExitStack() as open_files:
+        try:
+            try:
+                _lock(folder, os.O_RDONLY, open_files)
+            except BlockingIOError:
+                raise
+            except OSError:  # NFS locks files only, those that one may write
+                _lock(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT, open_files)
+        except BlockingIOError as error:
+            raise InputError(refusal) from error
         yield
-    finally:
-        os.close(handle)
+
+
+def _lock(place: Path, flags: int, open_files: contextlib.ExitStack) -> None:
+    handle = os.open(place, flags, 0o666)
+    open_files.callback(os.close, handle)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

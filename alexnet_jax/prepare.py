@@ -30,7 +30,7 @@ from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, check_choice, one_of, option
 from alexnet_jax.data.images import ENCODINGS
 from alexnet_jax.data.pictures import MAX_PIXELS
-from alexnet_jax.files import held
+from alexnet_jax.files import only_process
 from alexnet_jax.shown import say
 
 
@@ -105,9 +105,9 @@ def _scratch(output: Path) -> Iterator[Path]:
     """A folder beside the output for what is unpacked. Those that dead runs have left are removed."""
     name = f"{output.name}.unpacked-"
     for left in output.parent.glob(f"{glob.escape(name)}*"):
-        with contextlib.suppress(OSError), held(left):
+        with contextlib.suppress(OSError, InputError), only_process(left, ""):
             shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=name, dir=output.parent) as folder, held(Path(folder)):
+    with tempfile.TemporaryDirectory(prefix=name, dir=output.parent) as folder, only_process(Path(folder), ""):
         yield Path(folder)
 
 

@@ -77,18 +77,20 @@ def fit(
       metrics: more numbers to be logged. They may be others in a run that is continued.
       devices: over which to spread each batch; by default all, of all hosts.
 
-    Raises InputError, before anything starts, where this cannot be run, or `workdir` holds another run.
+    Raises InputError, before anything starts, where this cannot be run, or `workdir` holds another run, or another
+    process trains there.
     """
     if "://" in str(workdir):
         raise InputError(f"--workdir={workdir}: must be a folder of this computer, as a bucket that is mounted")
     workdir = Path(workdir).expanduser()
-    run = _set_up(layers, dataset, config, workdir, optimizer, augment, metrics or Metrics(), devices)
-    errors, params, best_step = _loop(run)
-    if parallel.is_first_host():
-        result = {"steps": run.intervals.last, "best_checkpoint": best_step, "seed": config.seed,
-                  "device": _named(run.devices)}  # fmt: skip
-        report.write(workdir, dataset, run.net, params, run.logits, errors, result)
-    return errors
+    with contextlib.ExitStack() as held:
+        run = _set_up(layers, dataset, config, workdir, optimizer, augment, metrics or Metrics(), devices, held)
+        errors, params, best_step = _loop(run)
+        if parallel.is_first_host():
+            result = {"steps": run.intervals.last, "best_checkpoint": best_step, "seed": config.seed,
+                      "device": _named(run.devices)}  # fmt: skip
+            report.write(workdir, dataset, run.net, params, run.logits, errors, result)
+        return errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +138,9 @@ def _set_up(
     augment: Augment | None,
     metrics: Metrics,
     devices: Sequence[jax.Device] | None,
+    held: contextlib.ExitStack,
 ) -> _Run:
+    """held: what keeps other processes from this folder, until the end of the run."""
     devices = devices or parallel.all_devices()
     if optimizer and config.frozen_layers:
         raise InputError(
@@ -146,7 +150,7 @@ def _set_up(
     own = tuple(name for name, of in (("optimizer", optimizer), ("augment", augment)) if of is not None)
     net = configured_network(tuned(layers, devices), config)
     origin = transfer.find_origin(config, workdir, net, dataset)
-    _claim(layers, dataset, config, workdir, origin, own, f"{parameters:,} parameters", devices)
+    _claim(layers, dataset, config, workdir, origin, own, f"{parameters:,} parameters", devices, held)
 
     steps_per_epoch = Fraction(len(dataset.splits["train"]), config.batch_size)
     mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
@@ -195,6 +199,17 @@ def _check(layers: Layers, dataset: Dataset, config: Config, devices: Sequence[j
         raise InputError(f"--crop_size={config.crop_size}: {error}") from error
 
 
+def _hold(workdir: Path, held: contextlib.ExitStack) -> None:
+    """One host does it for all."""
+    refused: InputError | None = None
+    if parallel.is_first_host():
+        try:
+            held.enter_context(folders.held(workdir))
+        except InputError as error:
+            refused = error
+    parallel.fail_together(refused)
+
+
 def _claim(
     layers: Layers,
     dataset: Dataset,
@@ -204,12 +219,14 @@ def _claim(
     own: tuple[str, ...],
     size: str,
     devices: Sequence[jax.Device],
+    held: contextlib.ExitStack,
 ) -> None:
-    """The folder is this run's, on all hosts, from here on."""
+    """The folder is this run's, on all hosts, from here on; and no other process's, until `held` ends."""
     try:
         run = folders.Run(config, to_json(layers), dataset.name, dataset.fingerprint(), own)
     except ValueError as error:
         raise InputError(f"the network cannot be written down: {error}") from error
+    _hold(workdir, held)
     if parallel.is_first_host():
         folders.claim(workdir, run)
         folders.keep_facts(workdir, dataset)

@@ -10,7 +10,6 @@ A .safetensors stands for a run wherever one is asked for: predict --workdir=ale
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,15 +72,17 @@ def read(options: Options) -> "Trained":
 
 def _lines(file: Path) -> tuple[str, ...]:
     try:
-        return tuple(file.read_text(encoding="utf-8").splitlines())
+        return tuple(file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n"))
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: is no text in UTF-8 ({error.reason})") from error
 
 
 def known_errors(network: "Trained") -> dict[str, float]:
     """What its run's result.json says, where that is of this step and not of a later one."""
-    result = network.source / "result.json"
-    found = json.loads(result.read_text()) if result.exists() else {}
+    from alexnet_jax.runs import report
+
+    result = network.source / report.RESULT
+    found = report.read(result) if result.exists() else {}
     kinds = ("top1_error", "top5_error", "nll", "examples")
     return {kind: found[kind] for kind in kinds} if found.get("steps") == network.step else {}
 

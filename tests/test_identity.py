@@ -156,7 +156,10 @@ def edited(run, changed):
 
 def refused(message):
     """With these words at the end."""
-    return pytest.raises(InputError, match=re.escape(message) + r"\)?(; give the old settings or another folder, .*)?$")
+    return pytest.raises(
+        InputError,
+        match=re.escape(message) + r"\)?(, in config\.json)?(; give the old settings or another folder, .*)?$",
+    )
 
 
 @changes
@@ -232,7 +235,9 @@ def test_the_commands_end_in_a_line_that_names_layer_and_field(run, tmp_path):
         ]
     for process in asked:
         assert (process.returncode, process.stdout) == (2, "")
-        assert process.stderr == f"error: {run}/checkpoints/{STEPS}: is of another network: {named_so}\n"
+        assert (
+            process.stderr == f"error: {run}/checkpoints/{STEPS}: is of another network: {named_so}, in config.json\n"
+        )
 
 
 def test_a_run_is_used_whose_architecture_the_program_does_not_have(run, tmp_path, dataset, monkeypatch):

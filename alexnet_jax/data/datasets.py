@@ -23,7 +23,8 @@ from alexnet_jax.config import InputError
 from alexnet_jax.data import manifest, processes, shapes, shards
 from alexnet_jax.data.images import Pixels, Statistics, Sums
 from alexnet_jax.data.pictures import MAX_PIXELS
-from alexnet_jax.files import held, sha256
+from alexnet_jax.files import only_process, sha256
+from alexnet_jax.reading import ArrayForm, archive, read_arrays
 from alexnet_jax.shown import say
 
 NAME = "images"  # of the data set, as TFDS has it
@@ -92,15 +93,12 @@ def write(
 def _only_writer(folder: Path) -> Iterator[None]:
     """Makes the folder, and holds it against other processes; removes it where it holds no whole shard in the end."""
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with held(folder):
-            try:
-                yield
-            finally:
-                if folder.exists() and not any(folder.glob("*.npz")):
-                    shutil.rmtree(folder)
-    except BlockingIOError as error:
-        raise InputError(f"{folder}: is being written by another process") from error
+    with only_process(folder, f"{folder}: is being written by another process"):
+        try:
+            yield
+        finally:
+            if folder.exists() and not any(folder.glob("*.npz")):
+                shutil.rmtree(folder)
 
 
 def _finish(folder: Path, written: list[shards.Shard]) -> tuple[dict[str, int], list[str]]:
@@ -132,7 +130,8 @@ def _finish(folder: Path, written: list[shards.Shard]) -> tuple[dict[str, int], 
         raise InputError(f"the class '{empty}' has no readable image for training")
 
     statistics = sums.statistics()
-    np.savez(folder / "statistics.npz", mean_image=statistics.mean_image, covariance=statistics.covariance)
+    content = archive(mean_image=statistics.mean_image, covariance=statistics.covariance)
+    (folder / "statistics.npz").write_bytes(content)
     identity = dataset_info.DatasetIdentity(
         name=NAME, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=__name__
     )
@@ -166,6 +165,12 @@ def _finish(folder: Path, written: list[shards.Shard]) -> tuple[dict[str, int], 
         shards.remove(left)
     return {split: int(of_class.sum()) for split, of_class in counts.items()}, skipped
 
+
+# The form of statistics.npz.
+STATISTICS = {
+    "mean_image": ArrayForm("f", ("size", "size", 3), 0, 255),
+    "covariance": ArrayForm("f", (3, 3), -(255.0**2), 255.0**2),
+}
 
 _OF_TFDS = ("dataset_info.json", "features.json", "label.labels.txt")
 
@@ -208,29 +213,15 @@ def open_dataset(name: str | Path) -> Dataset:
     _allow_many_files()
     try:
         found = manifest.read(path)
-        statistics = _statistics(path / "statistics.npz")
+        statistics = Statistics(**read_arrays(path / "statistics.npz", STATISTICS))
         splits = {split: shards.Records(path, found.of_split(split)) for split in found.images}
-    except Exception as error:  # of damaged files NumPy raises many types
+    except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(
             f"--dataset={name}: {path} is not a data set that alexnet_jax.prepare wrote ({reason})"
         ) from error
     size = len(statistics.mean_image)
     return Dataset(name, path, found.class_names, size, found.encoding, splits, statistics)
-
-
-def _statistics(file: Path) -> Statistics:
-    """Raises ValueError, or what NumPy raises, where they are damaged."""
-    if not file.is_file():
-        raise ValueError(f"{file.name} is missing")
-    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
-        mean_image, covariance = found["mean_image"], found["covariance"]
-    size = len(mean_image)
-    if mean_image.shape != (size, size, 3) or covariance.shape != (3, 3):
-        raise ValueError(f"{file.name} holds arrays of other shapes")
-    if not all(of.dtype == np.float64 and np.isfinite(of).all() for of in (mean_image, covariance)):
-        raise ValueError(f"{file.name} holds other numbers than statistics")
-    return Statistics(mean_image, covariance)
 
 
 def _allow_many_files() -> None:

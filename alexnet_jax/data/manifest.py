@@ -8,25 +8,37 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
+
+import msgspec
 
 from alexnet_jax.config import InputError
 from alexnet_jax.data.folders import is_ignored
 from alexnet_jax.data.images import ENCODINGS
+from alexnet_jax.data.shards import VERSION
 from alexnet_jax.data.sources import SPLITS
 from alexnet_jax.files import sha256
+from alexnet_jax.reading import Count, fitted, read_json
 
 NAME = "manifest.json"
 SHARD = re.compile(r"images-(train|validation|test)\.array_record-\d{5}")
 
 
-class Manifest(NamedTuple):
-    """Its parts, as the file has them; files: {} where it was written by version 0.1, which lists the shards only."""
+class Shard(msgspec.Struct):
+    """What it says of a shard."""
 
+    sha256: str
+    images: Count
+
+
+class Manifest(msgspec.Struct):
+    """Its form. files: {} where it was written by version 0.1, which lists the shards only."""
+
+    version: Annotated[int, msgspec.Meta(ge=1, le=VERSION)]
     encoding: str
-    images: dict[str, dict[str, int]]
-    shards: dict[str, dict[str, Any]]
-    files: dict[str, str]
+    images: dict[str, dict[str, Count]]
+    shards: dict[str, Shard]
+    files: dict[str, str] = {}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -35,7 +47,7 @@ class Manifest(NamedTuple):
 
     def of_split(self, split: str) -> dict[str, int]:
         """{name of a shard: how many images it holds}, in their order."""
-        return {name: of["images"] for name, of in sorted(self.shards.items()) if name.split("-")[1].startswith(split)}
+        return {name: of.images for name, of in sorted(self.shards.items()) if name.split("-")[1].startswith(split)}
 
 
 def text(values: dict[str, Any]) -> str:
@@ -51,51 +63,43 @@ def read(folder: Path) -> Manifest:
     """That of a prepared data set. Raises InputError where it is missing, damaged or contradicts itself."""
     file = folder / NAME
     try:
-        if not file.is_file():
-            raise ValueError("is missing")
-        values = json.loads(file.read_text())
+        values = read_json(file, dict[str, Any])
         digest = values.pop("sha256", None)
-        if digest != _digest(values) and (digest is not None or "files" in values):
-            raise ValueError("is not as it was written")
-        found = Manifest(values["encoding"], values["images"], values["shards"], values.get("files", {}))
+        found = fitted(values, Manifest, f"{file}:")
         _check(found)
+        if digest != _digest(values) and (digest is not None or "files" in values):
+            raise ValueError("sha256: it is not as it was written")
         return found
-    except Exception as error:  # whatever is in it
-        raise InputError(f"{file}: cannot be read ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    return (
-        f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split()) or type(error).__name__
-    )
+    except FileNotFoundError:
+        raise InputError(f"{file}: cannot be read (it is missing)") from None
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{file}: cannot be read ({error})") from error
 
 
 def _check(manifest: Manifest) -> None:
-    """Raises where something is of another kind than `Manifest` says, or does not add up."""
+    """Raises ValueError where something is not possible, or does not add up."""
     if manifest.encoding not in ENCODINGS:
-        raise ValueError(f"its images are stored as '{manifest.encoding}', which is not known here")
+        raise ValueError(f"encoding: its images are stored as '{manifest.encoding}', which is not known here")
     missing = {"train", "validation"} - set(manifest.images)
     if missing:
-        raise ValueError(f"it has no split '{missing.pop()}'")
+        raise ValueError(f"images: it has no split '{missing.pop()}'")
     for split, of_class in manifest.images.items():
         if split not in SPLITS:
             raise ValueError(f"images: {split!r} is no split")
-        if tuple(of_class) != manifest.class_names or not all(map(_is_count, of_class.values())):
-            raise ValueError(f"images of {split}: other classes than those of train, or no numbers")
+        if tuple(of_class) != manifest.class_names:
+            raise ValueError(f"images of {split}: other classes than those of train")
         if sum(of_class.values()) != sum(manifest.of_split(split).values()):
             raise ValueError(f"images of {split}: are not as many as those of its shards")
         if not any(of_class.values()):
             raise ValueError(f"images of {split}: there are none")
-    for name, of in manifest.shards.items():
-        if not SHARD.fullmatch(name) or not isinstance(of["sha256"], str) or not _is_count(of["images"]):
+    for name in manifest.shards:
+        if not SHARD.fullmatch(name):
             raise ValueError(f"shards: {name!r} is none")
-    for name, digest in manifest.files.items():
-        if "/" in name or not isinstance(digest, str):
+    for name in manifest.files:
+        if "/" in name:
             raise ValueError(f"files: {name!r} is none")
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**40
 
 
 def verify(folder: Path) -> Manifest:
@@ -104,7 +108,7 @@ def verify(folder: Path) -> Manifest:
     Raises InputError naming the first file that is missing, is not as it was written, or is none of the data set's.
     """
     manifest = read(folder)
-    for name, digest in ({name: of["sha256"] for name, of in manifest.shards.items()} | manifest.files).items():
+    for name, digest in ({name: of.sha256 for name, of in manifest.shards.items()} | manifest.files).items():
         file = folder / name
         if not file.is_file():
             raise InputError(f"{file}: is missing")

@@ -133,6 +133,15 @@ def check_same(what: str, value: str) -> None:
         raise InputError(f"the processes differ in {what}")
 
 
+def fail_together(error: InputError | None) -> None:
+    """Raises `error`; and InputError on the hosts without one, where another one has one: so that none waits for it."""
+    failed = several_hosts() and multihost_utils.process_allgather(np.uint32(error is not None)).any()
+    if error:
+        raise error
+    if failed:
+        raise InputError("another process of this run has ended; its own line says why")
+
+
 def all_devices() -> list[jax.Device]:
     """Of all hosts, those of a host next to each other."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))

@@ -1,8 +1,9 @@
 """Caffe's files, read without Caffe: protocol buffers, of which the fields that are used are declared here."""
 
+import collections
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -23,10 +24,17 @@ _MESSAGES: dict[str, list[tuple[str, int, str, bool]]] = {
         ("data", 5, "float", True),
         ("shape", 7, "BlobShape", False),
     ],
-    "V1LayerParameter": [("name", 4, "string", False), ("blobs", 6, "BlobProto", True)],
-    "LayerParameter": [("name", 1, "string", False), ("blobs", 7, "BlobProto", True)],
-    "NetParameter": [("layers", 2, "V1LayerParameter", True), ("layer", 100, "LayerParameter", True)],
+    "V1LayerParameter": [("name", 4, "string", False), ("type", 5, "int32", False), ("blobs", 6, "BlobProto", True)],
+    "LayerParameter": [("name", 1, "string", False), ("type", 2, "string", False), ("blobs", 7, "BlobProto", True)],
+    "NetParameter": [
+        ("name", 1, "string", False),
+        ("layers", 2, "V1LayerParameter", True),
+        ("layer", 100, "LayerParameter", True),
+    ],
 }
+
+
+_KINDS = {15: "norm", 17: "pool", "LRN": "norm", "Pooling": "pool"}
 
 
 @functools.cache
@@ -49,11 +57,26 @@ def message(name: str) -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}"))
 
 
-def read_layers(file: Path) -> dict[str, list[Float[np.ndarray, "..."]]]:
-    """The blobs of each layer of a .caffemodel that has some, by its name. Raises InputError where it is damaged."""
+class Network(NamedTuple):
+    """What a .caffemodel says. blobs: of each layer that has some. pools_first: whether it is CaffeNet, which pools
+    before it normalises; else AlexNet.
+    """
+
+    blobs: dict[str, list[Float[np.ndarray, "..."]]]
+    pools_first: bool
+
+
+def read_network(file: Path) -> Network:
+    """Raises InputError where it is damaged."""
     network = _parsed(file, "NetParameter")
-    layers = {layer.name: [_array(blob, file) for blob in layer.blobs] for layer in [*network.layers, *network.layer]}
-    return {name: blobs for name, blobs in layers.items() if blobs}
+    layers = [*network.layers, *network.layer]
+    twice = [name for name, number in collections.Counter(of.name for of in layers if of.blobs).items() if number > 1]
+    if twice:
+        raise InputError(f"{file}: has two layers {twice[0]}")
+    blobs = {layer.name: [_array(blob, file) for blob in layer.blobs] for layer in layers if layer.blobs}
+    kinds = [_KINDS[layer.type] for layer in layers if layer.type in _KINDS]
+    by_name = "caffenet" in network.name.lower()  # where only the layers with blobs are kept
+    return Network(blobs, kinds[0] == "pool" if len(set(kinds)) == 2 else by_name)
 
 
 def read_mean(file: Path) -> Float[np.ndarray, "height width 3"]:

@@ -25,9 +25,15 @@ from alexnet_jax.networks.loading import load
 from alexnet_jax.networks.network import Trained
 from alexnet_jax.paper import evaluate
 from alexnet_jax.paper.evaluate import Errors
+from alexnet_jax.reading import ArrayForm, archive, read_arrays
 from alexnet_jax.shown import say, shown
 
 RESAMPLES = 1000  # of the images, for the intervals
+# Of saved answers.
+FORMS = {
+    "name": ArrayForm("U"), "logits": ArrayForm("f", ("images", "classes")), "labels": ArrayForm("iu", ("images",), 0),
+    "class_names": ArrayForm("U", ("classes",)), "data": ArrayForm("U"),
+}  # fmt: skip
 
 
 class Answers(NamedTuple):
@@ -44,19 +50,19 @@ class Answers(NamedTuple):
 
     def save(self, file: Path) -> None:
         """As an .npz, whole or not at all."""
-        content = io.BytesIO()
-        np.savez(content, **{**self._asdict(), "class_names": np.array(self.class_names)})
-        write_whole(file, content.getvalue())
+        write_whole(file, archive(**{**self._asdict(), "class_names": np.array(self.class_names)}))
 
     @classmethod
     def load(cls, file: Path) -> "Answers":
         """Raises InputError where the file is not one that `save` wrote."""
         try:
-            with np.load(file, allow_pickle=False) as kept:
-                names = tuple(map(str, kept["class_names"]))
-                return cls(str(kept["name"]), kept["logits"], kept["labels"], names, str(kept["data"]))
-        except Exception as error:  # NumPy raises many types
-            raise InputError(f"{file}: cannot be read as saved answers ({error})") from error
+            found = read_arrays(file, FORMS)
+        except FileNotFoundError:
+            raise InputError(f"{file}: is not there") from None
+        names, labels = tuple(found["class_names"].tolist()), found["labels"]
+        if not len(labels) or labels.max() >= len(names):
+            raise InputError(f"{file}: cannot be read (labels: must be of the {len(names)} class_names)")
+        return cls(str(found["name"]), found["logits"], labels, names, str(found["data"]))
 
 
 def answers_of(network: Trained, dataset: Dataset, split: str, *, views: int, batch_size: int) -> Answers:

@@ -12,7 +12,7 @@ from alexnet_jax.config import Config, InputError
 from alexnet_jax.networks import caffe
 from alexnet_jax.networks.network import Trained, network_of_arrays
 from alexnet_jax.networks.one_file import read_safetensors
-from alexnet_jax.paper.architectures import CAFFE, CAFFE_IMAGE_SIZE, TORCHVISION
+from alexnet_jax.paper.architectures import CAFFE, CAFFE_IMAGE_SIZE, TORCHVISION, pooling_first
 from alexnet_jax.paper.model import summary
 from alexnet_jax.paper.table import Conv, Layers, named, with_classes
 
@@ -23,6 +23,8 @@ TORCHVISION_NAMES = {
     "classifier.1": "fc6", "classifier.4": "fc7", "classifier.6": "fc8",
 }  # fmt: skip
 IMAGENET = 256  # side of the images of both
+# Where others keep a state dict beside other things; and what wrapped networks have before their names.
+_STATES, _WRAPPINGS = ("state_dict", "model_state_dict", "model"), ("module.", "_orig_mod.")
 
 
 def from_torchvision(file: str | Path, class_names: tuple[str, ...] = ()) -> Trained:
@@ -31,7 +33,7 @@ def from_torchvision(file: str | Path, class_names: tuple[str, ...] = ()) -> Tra
     Its normalisation of the images becomes part of the first kernels and of the mean. Raises InputError.
     """
     file = Path(file)
-    tensors = read_safetensors(file)[0] if file.suffix == ".safetensors" else _read_pth(file)
+    tensors = _without_wrapping(read_safetensors(file)[0] if file.suffix == ".safetensors" else _read_pth(file))
     known = {f"{theirs}.{part}" for theirs in TORCHVISION_NAMES for part in ("weight", "bias")}
     if set(tensors) != known:
         raise InputError(f"{file}: {_differing(set(tensors), known)}, for torchvision's alexnet")
@@ -44,9 +46,12 @@ def from_torchvision(file: str | Path, class_names: tuple[str, ...] = ()) -> Tra
 
 
 def from_caffe(file: str | Path, mean: str | Path, class_names: tuple[str, ...] = ()) -> Trained:
-    """`bvlc_alexnet.caffemodel`; mean: Caffe's .binaryproto of the mean image. BGR becomes RGB. Raises InputError."""
+    """`bvlc_alexnet.caffemodel`, or CaffeNet's, whose layers 1 and 2 pool before they normalise; mean: Caffe's
+    .binaryproto of the mean image. BGR becomes RGB. Raises InputError.
+    """
     file = Path(file)
-    blobs = caffe.read_layers(file)
+    blobs, pools_first = caffe.read_network(file)
+    layers = pooling_first(CAFFE) if pools_first else CAFFE
     expected = set(named(CAFFE))
     if set(blobs) != expected:
         raise InputError(f"{file}: {_differing(set(blobs), expected)}, for bvlc_alexnet")
@@ -58,7 +63,7 @@ def from_caffe(file: str | Path, mean: str | Path, class_names: tuple[str, ...] 
     mean_image = caffe.read_mean(Path(mean))
     if mean_image.shape != (IMAGENET, IMAGENET, 3):
         raise InputError(f"{mean}: is a mean of {mean_image.shape[:2]} pixels, not of {IMAGENET} × {IMAGENET}")
-    return _imported(file, CAFFE, CAFFE_IMAGE_SIZE, parameters, mean_image, class_names)
+    return _imported(file, layers, CAFFE_IMAGE_SIZE, parameters, mean_image, class_names)
 
 
 def to_pytorch(network: Trained) -> dict[str, Float[np.ndarray, "..."]]:
@@ -136,11 +141,29 @@ def _read_pth(file: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{file}: needs PyTorch to be read (pip install torch); a .safetensors does not") from None
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-        return {str(name): tensor.numpy() for name, tensor in state.items()}
+        for name in _STATES:  # beside what else a training keeps
+            if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
+                state = state[name]
+        tensors = {str(name): of for name, of in state.items()} if isinstance(state, Mapping) else {}
+        others = [name for name, of in tensors.items() if not isinstance(of, torch.Tensor)]
+        if not tensors or others:
+            held = f"{others[0]} in it is of type {type(tensors[others[0]]).__name__}" if others else "it holds none"
+            raise InputError(f"{file}: is no state dict of tensors ({held})")
+        return {name: of.detach().to(torch.float32).numpy() for name, of in tensors.items()}
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{file}: is not there") from None
     except Exception as error:  # PyTorch raises many types, some with pages of advice to run what is in it
         raise InputError(f"{file}: is damaged, or holds other things than tensors ({type(error).__name__})") from error
+
+
+def _without_wrapping(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By the names that they had before the network was wrapped (DataParallel, torch.compile)."""
+    for prefix in _WRAPPINGS:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return _without_wrapping({name.removeprefix(prefix): of for name, of in tensors.items()})
+    return tensors
 
 
 def _differing(found: set[str], expected: set[str]) -> str:

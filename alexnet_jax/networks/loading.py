@@ -49,13 +49,16 @@ def _of_file(file: Path, checkpoint: str, steps: Mapping[str, Callable] | None) 
 
 def _of_run(folder: Path, checkpoint: str, steps: Mapping[str, Callable] | None) -> Trained:
     facts = workdir.read(folder, steps)
-    net, like = built(folder, facts.layers, facts.config)
+    net, like = built(folder / workdir.CONFIG, facts.layers, facts.config)
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     try:
         step = checkpoints.step_of(checkpoint)
-        params = checkpoints.restore_params(step, like, to_json(facts.layers))
-    except Damaged as error:
-        raise InputError(f"{folder}: the checkpoint of step {step} is damaged ({error})") from error
+        try:
+            params = checkpoints.restore_params(step, like, to_json(facts.layers))
+        except Damaged as error:
+            raise InputError(f"{folder}: the checkpoint of step {step} is damaged ({error})") from error
+        except InputError as error:
+            raise InputError(f"{error}, in {workdir.CONFIG}") from error
     finally:
         checkpoints.close()
     names = all_class_names(facts.class_names, facts.layers[-1].features)

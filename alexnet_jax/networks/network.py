@@ -153,8 +153,12 @@ def built(file: Path, layers: Layers, config: Config) -> tuple[AlexNet, PyTree]:
     try:
         net = configured_network(layers, config)
         return net, shapes_of_params(net, config.crop_size)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{file}: its network cannot be built ({error})") from error
+    except Exception as error:  # JAX raises many types for shapes that cannot be
+        raise InputError(f"{file}: its network cannot be built (layers: {_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def network_of_arrays(

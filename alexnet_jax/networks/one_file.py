@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.export
@@ -12,14 +13,22 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import InputError
 from alexnet_jax.files import versions, write_whole
 from alexnet_jax.networks.network import Trained, network_of_arrays
-from alexnet_jax.paper.written import differences, from_json, listed, to_json
-from alexnet_jax.runs.workdir import is_of_version_01, settings_of_version_01
+from alexnet_jax.paper.written import differences, listed, to_json
+from alexnet_jax.reading import Count, checksum, from_json
+from alexnet_jax.runs.workdir import Content, config_of, settings_of_version_01, table_of, written_table
 
 FORMATS = ("alexnet_jax 2", "alexnet_jax 1")  # in the metadata of our own files; the second is of version 0.1
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+class Card(Content, kw_only=True):
+    """The form of what `save` says in the metadata, as far as it is read."""
+
+    class_names: tuple[str, ...]
+    step: Count
 
 
 def save(network: Trained, file: str | Path, errors: Mapping[str, float] | None = None) -> None:
@@ -38,8 +47,9 @@ def save(network: Trained, file: str | Path, errors: Mapping[str, float] | None 
         **versions(),
     }
     table, written = json.dumps(card["layers"]), json.dumps(card, ensure_ascii=False)
-    content = safetensors.numpy.save(tensors, {"format": FORMATS[0], "card": written, "layers": table})
-    write_whole(Path(file), content)
+    sums = json.dumps({name: checksum(values) for name, values in tensors.items()})
+    metadata = {"format": FORMATS[0], "card": written, "layers": table, "checksums": sums}
+    write_whole(Path(file), safetensors.numpy.save(tensors, metadata))
 
 
 def load(file: str | Path, steps: Mapping[str, Callable] | None = None) -> Trained:
@@ -48,23 +58,29 @@ def load(file: str | Path, steps: Mapping[str, Callable] | None = None) -> Train
     tensors, metadata = read_safetensors(file)
     if metadata.get("format") not in FORMATS:
         raise InputError(f"{file}: was not written by alexnet_jax.weights; it reads the file as --source")
-    try:
-        card = json.loads(metadata["card"])
-        names, step = tuple(map(str, card["class_names"])), int(card["step"])
-        if is_of_version_01(card):
-            config, layers, _ = settings_of_version_01(card, len(names), file)
-        else:
-            if differing := differences(json.loads(metadata["layers"]), card["layers"]):
-                raise InputError(f"{file}: its card is of another network: {listed(differing)}")
-            config, layers = Config.from_json(card["config"]), from_json(card["layers"], steps)
-    except InputError:
-        raise
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: its card cannot be read ({error})") from error
+    what = f"{file}: its card"
+    card = from_json(metadata.get("card", ""), Card, what)
+    if card.of_version_01:
+        config, layers, _ = settings_of_version_01(card, len(card.class_names), file)
+    else:
+        now = written_table(card.layers, what)
+        table = from_json(metadata.get("layers", ""), list[Any], f"{file}: its layers")
+        if differing := differences(written_table(table, f"{file}: its layers"), now):
+            raise InputError(f"{what} is of another network: {listed(differing)}")
+        config, layers = config_of(card.config, what), table_of(card.layers, what, steps)
+    _check_sums(file, tensors, metadata)
     mean_image = tensors.pop("mean_image", np.zeros(0))
     if mean_image.ndim != 3 or mean_image.shape[0] != mean_image.shape[1] or mean_image.shape[2] != 3:
         raise InputError(f"{file}: mean_image is missing, or no square colour image")
-    return network_of_arrays(file, config, step, names, mean_image, layers, tensors)
+    return network_of_arrays(file, config, card.step, card.class_names, mean_image, layers, tensors)
+
+
+def _check_sums(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Raises InputError for an array that is not as `save` wrote it. Version 0.1 wrote no sums."""
+    sums = from_json(metadata.get("checksums", "{}"), dict[str, str], f"{file}: its checksums")
+    for name, values in tensors.items():
+        if sums.get(name, checksum(values)) != checksum(values):
+            raise InputError(f"{file}: {name} is not what was written, by its checksums")
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

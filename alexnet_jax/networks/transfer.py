@@ -53,14 +53,14 @@ def find_origin(config: Config, workdir: Path, net: AlexNet, dataset: Dataset) -
         if config.frozen_layers:
             raise InputError(f"--frozen_layers={','.join(config.frozen_layers)}: needs --init_from")
         return Origin("", [], [], {})
-    taken = taken_over(workdir)
+    own = flatten_dict(shapes_of_params(net, config.crop_size), sep="/")
+    taken = taken_over(workdir, own)
     if taken and any((workdir / "checkpoints").glob("[0-9]*")):
         return Origin(config.init_from, taken, [], {})
     try:
         origin = load(config.init_from, steps=own_steps(net.layers))
     except InputError as error:
         raise InputError(f"--init_from={config.init_from}: {error}") from error
-    own = flatten_dict(shapes_of_params(net, config.crop_size), sep="/")
     theirs = flatten_dict(origin.params, sep="/")
     last = f"{[*named(origin.net.layers)][-1]}/"
     if origin.class_names[: len(dataset.class_names)] != dataset.class_names:

@@ -87,6 +87,13 @@ CAFFE = with_column(
     bias=(0.0, 0.1, 0.0, 0.1, 0.1, 0.1, 0.1, 0.0),
 )
 
+
+def pooling_first(layers: Layers) -> Layers:
+    """The table with pooling before normalisation: of Caffe's, that is CaffeNet (bvlc_reference_caffenet)."""
+    thens = [tuple(sorted(of.then, key=lambda step: step.function is local_response_norm)) for of in layers]
+    return with_column(layers, then=thens)
+
+
 # torchvision's `alexnet`, after Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks".
 # The deviations are those of PyTorch's initialisation, 1 / √(3 · inputs of a neuron); there the weights are uniform,
 # and the biases drawn as well.

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import reprlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -49,7 +50,7 @@ def _plain(value: Any, what: str) -> Any:
         raise ValueError(f"{what} is {value}; it must be finite")
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise ValueError(f"{what} is {value!r}; a number, text, or a tuple of these can be written")
+    raise ValueError(f"{what} is {_short(value)}; a number, text, or a tuple of these can be written")
 
 
 def from_json(rows: Any, steps: Mapping[str, Callable] | None = None) -> Layers:
@@ -57,16 +58,34 @@ def from_json(rows: Any, steps: Mapping[str, Callable] | None = None) -> Layers:
 
     steps: those of one's own, by their import path or its last part. Raises ValueError, naming the layer.
     """
-    if not isinstance(rows, list) or not rows:
-        raise ValueError("a network is written as a list of layers")
-    layers = tuple(_layer(row, f"layer {number}", steps or {}) for number, row in enumerate(rows, start=1))
+    layers = tuple(_layer(row, f"layer {number}", steps or {}) for number, row in enumerate(as_written(rows), start=1))
     check(layers)
     return layers
 
 
-def _layer(row: Any, name: str, steps: Mapping[str, Callable]) -> Conv | Local | Dense:
-    if not isinstance(row, dict) or row.get("kind") not in [*KINDS]:  # a list, since a kind may be anything
-        raise ValueError(f"{name}: its kind must be one of {', '.join(KINDS)}")
+def as_written(rows: Any) -> Written:
+    """The same, where it is the written form of some table, whose steps and fields need not be known here. Raises
+    ValueError, naming the layer.
+    """
+    if not isinstance(rows, list) or not rows:
+        raise ValueError("a network is written as a list of layers")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or row.get("kind") not in [*KINDS]:  # a list, since a kind may be anything
+            raise ValueError(f"layer {number}: its kind must be one of {', '.join(KINDS)}")
+        then = row.get("then", [])
+        if not isinstance(then, list):
+            raise ValueError(f"layer {number}: then is {_short(then)}; it must be a list of steps")
+        for step in then:
+            if not isinstance(step, dict) or not isinstance(step.get("step"), str):
+                raise ValueError(f"layer {number}: then: {_short(step)} is no step")
+    return rows
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)
+
+
+def _layer(row: dict[str, Any], name: str, steps: Mapping[str, Callable]) -> Conv | Local | Dense:
     kind = KINDS[row["kind"]]
     types = {of.name: of for of in dataclasses.fields(kind) if of.name in _fields(kind)}
     values: dict[str, Any] = {}
@@ -79,34 +98,28 @@ def _layer(row: Any, name: str, steps: Mapping[str, Callable]) -> Conv | Local |
     missing = [of.name for of in types.values() if of.default is dataclasses.MISSING and of.name not in values]
     if missing:
         raise ValueError(f"{name}: {missing[0]} is missing")
-    then = row.get("then", [])
-    if not isinstance(then, list):
-        raise ValueError(f"{name}: then is {then!r}; it must be a list of steps")
-    return kind(**values, then=tuple(_step(of, name, steps) for of in then))
+    return kind(**values, then=tuple(_step(of, name, steps) for of in row.get("then", [])))
 
 
 def _number(value: Any, field: dataclasses.Field, what: str) -> Any:
     if field.type is float:
         if type(value) in (int, float) and abs(value) <= sys.float_info.max:
             return float(value)
-        raise ValueError(f"{what} is {value!r}; it must be a finite number")
+        raise ValueError(f"{what} is {_short(value)}; it must be a finite number")
     if field.name == "padding" and isinstance(value, list) and [*map(type, value)] == [int, int]:
         return tuple(value)
     if type(value) is int:
         return value
-    raise ValueError(f"{what} is {value!r}; it must be a whole number")
+    raise ValueError(f"{what} is {_short(value)}; it must be a whole number")
 
 
-def _step(row: Any, layer: str, steps: Mapping[str, Callable]) -> Step:
-    if not isinstance(row, dict) or not isinstance(row.get("step"), str):
-        raise ValueError(f"{layer}: {row!r} is no step")
+def _step(row: dict[str, Any], layer: str, steps: Mapping[str, Callable]) -> Step:
     name = row["step"]
     last = name.rpartition(".")[2]
     function = STEPS.get(name) or steps.get(name) or (steps.get(last) if "." in name else None)
     if function is None:
-        raise ValueError(
-            f"{layer}: its step {name} is not known here; in code of one's own, give load(…, steps={{'{last}': …}})"
-        )
+        given = f"load(…, steps={{'{_text(last)}': …}})"
+        raise ValueError(f"{layer}: its step {_text(name)} is not known here; in code of one's own, give {given}")
     types = getattr(function, "__annotations__", {})
     keywords = {key: _value(of, types.get(key), f"{layer}:{name} {key}") for key, of in row.items() if key != "step"}
     try:
@@ -118,7 +131,7 @@ def _step(row: Any, layer: str, steps: Mapping[str, Callable]) -> Step:
 def _value(value: Any, kind: Any, what: str) -> Any:
     """A keyword of a step, of the type that its function says, where it says int, float or bool."""
     if kind in (int, float, bool) and type(value) is not kind and not (kind is float and type(value) is int):
-        raise ValueError(f"{what} is {value!r}; it must be of type {kind.__name__}")
+        raise ValueError(f"{what} is {_short(value)}; it must be of type {kind.__name__}")
     if isinstance(value, list):
         return tuple(_value(of, None, what) for of in value)
     return _plain(value, what)
@@ -138,11 +151,11 @@ def differences(was: Written, now: Written) -> list[str]:
     found = []
     for name, before, after in zip(names[0], was, now, strict=True):
         found += _changed(name, {**before, "then": ""}, {**after, "then": ""})
-        steps = [", ".join(step["step"] for step in row["then"]) or "none" for row in (before, after)]
+        steps = [", ".join(step["step"] for step in row.get("then", [])) or "none" for row in (before, after)]
         if steps[0] != steps[1]:
             found.append(f"{name} steps were {steps[0]}, are {steps[1]}")
             continue
-        for one, other in zip(before["then"], after["then"], strict=True):
+        for one, other in zip(before.get("then", []), after.get("then", []), strict=True):
             found += _changed(f"{name}:{one['step'].rpartition('.')[2]}", one, other)
     return found
 
@@ -153,9 +166,13 @@ def listed(differing: list[str], most: int = 5) -> str:
     return "; ".join([*differing[:most], *more])
 
 
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) and len(value) < 80 else _short(value)
+
+
 def _changed(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return [
-        f"{name} {field} was {before.get(field, 'unset')}, is {after.get(field, 'unset')}"
+        f"{name} {field} was {_text(before.get(field, 'unset'))}, is {_text(after.get(field, 'unset'))}"
         for field in {**before, **after}
         if before.get(field, "unset") != after.get(field, "unset")
     ]

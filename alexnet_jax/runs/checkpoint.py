@@ -1,24 +1,25 @@
 """Checkpoints by orbax: save, restore, and the signals that ask for one.
 
 Each has three items: `params`, all that it takes to use the network; `optimizer`, its state and the number of steps;
-`log`, JSON. The first two carry a checksum, and `params` the network's table as well.
+`log`, JSON. Each carries a checksum, and `params` the network's table as well. A fourth, `metrics`, is orbax's own: the
+error, by which the best one is found.
 """
 
 import contextlib
 import copy
+import functools
 import itertools
 import math
 import os
 import shutil
 import signal
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
+import msgspec
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
@@ -27,12 +28,25 @@ from orbax.checkpoint import checkpoint_managers as policies
 from alexnet_jax.config import InputError
 from alexnet_jax.device import parallel
 from alexnet_jax.paper.train_state import TrainState
-from alexnet_jax.paper.written import Written, differences, listed
+from alexnet_jax.paper.written import Written, as_written, differences, listed
+from alexnet_jax.reading import Positive, read_json
+from alexnet_jax.runs import states
 from alexnet_jax.shown import say
 
 
 class Damaged(Exception):
     """A checkpoint cannot be read."""
+
+
+class _Metrics(msgspec.Struct):
+    top1_error: Annotated[float, msgspec.Meta(ge=0)]  # infinite where it is not known
+
+
+class _Log(msgspec.Struct):
+    """Of what the training keeps in the log, beside what others may; each sum has its number of steps."""
+
+    sums: dict[str, tuple[float, Annotated[int, msgspec.Meta(ge=1)]]] = {}
+    lowest: Positive = 2.0
 
 
 class Checkpoints:
@@ -43,9 +57,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2, *, read_only: bool = False):
-        options = ocp.CheckpointManagerOptions(
-            create=not read_only,
-            cleanup_tmp_directories=not read_only,  # what a kill left half-written is removed at the next start
+        self._options = ocp.CheckpointManagerOptions(
+            cleanup_tmp_directories=True,  # what a kill left half-written is removed at the next start
             best_fn=lambda metrics: metrics["top1_error"],
             best_mode="min",
             preservation_policy=policies.AnyPreservationPolicy(
@@ -55,15 +68,26 @@ class Checkpoints:
                 ]
             ),
         )  # fmt: skip
-        handlers = {
+        self._handlers = {
             "params": ocp.StandardCheckpointHandler(),
             "optimizer": ocp.StandardCheckpointHandler(),
             "log": ocp.JsonCheckpointHandler(),
             "state": ocp.PyTreeCheckpointHandler(),  # of version 0.1
         }
-        self._folder, self._handlers = folder, handlers
-        with _named_errors(folder, "opened"):
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+        self._folder, self._read_only = folder, read_only
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Of orbax, which saves; made once damaged checkpoints are set aside, since it does not start with any."""
+        self._before = sys.unraisablehook
+        sys.unraisablehook = functools.partial(_report_lost_error, self._before)
+        with _named_errors(self._folder, "opened"):
+            return ocp.CheckpointManager(self._folder.absolute(), options=self._options, item_handlers=self._handlers)
+
+    def _steps(self) -> list[int]:
+        """Of those on the disk, complete ones."""
+        found = self._folder.iterdir() if self._folder.is_dir() else ()
+        return sorted(int(place.name) for place in found if place.name.isdecimal() and place.is_dir())
 
     def save(
         self, step: int, state: TrainState, layers: Written, log: Mapping[str, Any], top1_error: float = math.inf
@@ -72,18 +96,21 @@ class Checkpoints:
 
         layers: the network's table, written out. log: any JSON. top1_error: on the validation split, where it is known.
         """
-        params, optimizer = _on_host((state.params, {"step": state.step, "state": state.opt_state}))
+        manager = self._manager
+        params, optimizer = states.on_host((state.params, {"step": state.step, "state": state.opt_state}))
+        with _named_errors(self._folder):
+            manager.wait_until_finished()  # with the one before, which takes room too
         needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer))), self._free()
         if free < needed:  # asked first, since a write that fails makes TensorStore's threads print pages
             megabytes = f"{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB free"
             raise InputError(f"{self._folder}: the checkpoint cannot be written (the disk is full: {megabytes})")
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params, custom_metadata={"layers": layers, **_digest(params)}),
-            optimizer=ocp.args.StandardSave(optimizer, custom_metadata=_digest(optimizer)),
-            log=ocp.args.JsonSave(copy.deepcopy(dict(log))),  # written while the caller goes on
+            params=ocp.args.StandardSave(params, custom_metadata={"layers": layers, **states.sums(params, layers)}),
+            optimizer=ocp.args.StandardSave(optimizer, custom_metadata=states.sums(optimizer)),
+            log=ocp.args.JsonSave({**copy.deepcopy(dict(log)), "crc32": states.crc(log)}),  # while the caller goes on
         )
         with _named_errors(self._folder):
-            if not self._manager.save(step, args=items, metrics={"top1_error": top1_error}):
+            if not manager.save(step, args=items, metrics={"top1_error": top1_error}):
                 raise ValueError(f"orbax did not take that of step {step}")
 
     def _free(self) -> int:
@@ -91,16 +118,29 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint."""
-        return self._manager.latest_step()
+        return max(self._steps(), default=None) if self._read_only else self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """Step of the one with the lowest validation top-1 error."""
+        """Step of the one with the lowest validation top-1 error; of several, the last. Raises InputError where the
+        error of one cannot be read.
+        """
+        if self._read_only:
+            return min(self._steps(), key=lambda step: (self._error(step), -step), default=None)
         return self._manager.best_step()
+
+    def _error(self, step: int) -> float:
+        """The validation top-1 error of a step, infinite where it is not known. Raises InputError."""
+        file = self._folder / str(step) / "metrics" / "metrics"
+        try:
+            return read_json(file, _Metrics, finite=False).top1_error
+        except FileNotFoundError:
+            raise InputError(f"{file}: is missing") from None
 
     def step_of(self, name: str) -> int:
         """The step of "latest", "best", or a number. Raises InputError where there is no such checkpoint."""
-        steps = {str(step): step for step in sorted(self._manager.all_steps())}
-        found = {**steps, "latest": self.latest_step(), "best": self.best_step()}.get(name)
+        steps = {str(step): step for step in self._steps()}
+        kinds = {"latest": self.latest_step, "best": self.best_step}
+        found = kinds[name]() if name in kinds else steps.get(name)
         if found is None:
             there = f"there are latest, best, {', '.join(steps)}" if steps else "there is none"
             raise InputError(f"{self._folder}: has no checkpoint '{name}'; {there}")
@@ -112,19 +152,20 @@ class Checkpoints:
         Damaged ones after it are set aside, with a warning. Raises InputError where all are damaged, or are of another
         table than `layers`, or have other parameters than `like`.
         """
-        damaged = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        damaged: dict[int, Exception] = {}
+        found = None
+        for step in reversed(self._steps()):
             try:
-                found = self.restore(step, like, layers)
+                self._check_small_files(step)
+                found = found or self.restore(step, like, layers)
             except Damaged as error:
                 damaged[step] = error
-                continue
-            self._set_aside(damaged)
-            return found
-        if damaged:
+        if damaged and not found:
             reasons = "; ".join(f"{step}: {error}" for step, error in damaged.items())
             raise InputError(f"{self._folder}: no checkpoint can be read ({reasons}); begin again in another --workdir")
-        return None
+        self._set_aside(damaged)
+        _ = self._manager  # now, and not when there is something to save
+        return found
 
     def _set_aside(self, damaged: Mapping[int, Exception]) -> None:
         if not damaged:
@@ -136,7 +177,16 @@ class Checkpoints:
             place.rename(aside)
             say(f"warning: {place}: is damaged ({error}); it is now {aside}", error=True)
         parallel.wait_for_all("set aside")
-        self._manager.reload()
+
+    def _check_small_files(self, step: int) -> None:
+        """Raises Damaged where orbax would not start with them."""
+        try:
+            self._error(step)
+            file = self._folder / str(step) / "_CHECKPOINT_METADATA"
+            if file.exists():
+                read_json(file, dict[str, Any])
+        except InputError as error:
+            raise Damaged(error) from error
 
     def restore(self, step: int, like: TrainState, layers: Written) -> tuple[TrainState, dict[str, Any]]:
         """The state of that step, on the host, with the structure and types of `like`; and the log.
@@ -145,9 +195,17 @@ class Checkpoints:
         """
         params = self.restore_params(step, like.params, layers)
         optimizer = self._item(step, "optimizer", {"step": like.step, "state": like.opt_state})
-        with _as_damaged():
-            log = self._manager.restore(step, args=ocp.args.Composite(log=ocp.args.JsonRestore()))["log"]
-        return TrainState(optimizer["step"], params, optimizer["state"]), log
+        return TrainState(optimizer["step"], params, optimizer["state"]), self._log(step)
+
+    def _log(self, step: int) -> dict[str, Any]:
+        file = self._folder / str(step) / "log" / "metadata"
+        with _as_damaged(file):
+            log = read_json(file, dict[str, Any], finite=False)
+            found = log.pop("crc32", "unknown" if "sums" in log else "")  # of the first days of version 0.2
+            if found not in ("unknown", states.crc(log)):
+                raise ValueError("its numbers are not those that were saved")
+            msgspec.convert(log, _Log)
+        return log
 
     def restore_params(self, step: int, like: PyTree, layers: Written) -> PyTree:
         """The parameters alone. like: their shapes and types. Raises as `restore` does."""
@@ -158,27 +216,33 @@ class Checkpoints:
 
     def _item(self, step: int, name: str, like: PyTree, layers: Written | None = None) -> PyTree:
         folder = self._folder / str(step)
-        wanted, like = like, _empty(like)
-        with _as_damaged():
-            metadata = self._handlers[name].metadata(folder.absolute() / name)
+        place, wanted, like = folder / name, like, states.shapes(like)
+        with _as_damaged(place):
+            metadata = self._handlers[name].metadata(place.absolute())
             saved = dict(metadata.custom_metadata)
-            if layers is not None and (differing := differences(saved["layers"], layers)):
-                raise InputError(f"{folder}: is of another network: {listed(differing)}")
-            _compare(folder, name, metadata.tree, like)
-            args = ocp.args.Composite(**{name: ocp.args.StandardRestore(like)})
-            found = self._manager.restore(step, args=args)[name]
-        if saved.get("crc32") != _digest(found)["crc32"]:  # TensorStore does not notice a changed byte
-            raise Damaged("its numbers are not those that were saved")
-        return jax.tree.map(_as_keys, wanted, found)
+            if saved.get("form_crc32", form := states.form_crc(metadata.tree, saved.get("layers"))) != form:
+                raise ValueError("its names, shapes or layers are not those that were saved")
+            table = as_written(saved["layers"]) if layers is not None else []
+        if layers is not None and (differing := differences(table, layers)):
+            raise InputError(f"{folder}: is of another network: {listed(differing)}")
+        states.compare(folder, name, metadata.tree, like)
+        with _as_damaged(place):
+            args = ocp.args.StandardRestore(jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like))
+            found = self._handlers[name].restore(place.absolute(), args=args)
+            if saved["crc32"] != states.digest(found):  # TensorStore does not notice a changed byte
+                raise ValueError("its numbers are not those that were saved")
+        return jax.tree.map(states.as_keys, wanted, found)
 
     def _params_of_version_01(self, step: int, like: PyTree) -> PyTree:
-        like, folder = {"params": _empty(like)}, self._folder / str(step)
-        with _as_damaged():
-            tree = self._handlers["state"].metadata(folder.absolute() / "state").tree
-            _compare(folder, "params", tree["params"], like["params"])
+        like, folder = {"params": states.shapes(like)}, self._folder / str(step)
+        place = (folder / "state").absolute()
+        with _as_damaged(place):
+            tree = self._handlers["state"].metadata(place).tree["params"]
+        states.compare(folder, "params", tree, like["params"])
+        with _as_damaged(place):
             types = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), like)
             args = ocp.args.PyTreeRestore(like, restore_args=types, partial_restore=True)
-            return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
+            return self._handlers["state"].restore(place, args=args)["params"]
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the hosts are to stop after this step: the same answer on all."""
@@ -186,65 +250,26 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until what is being saved is on disk. Raises InputError where it could not be written."""
-        with _named_errors(self._folder):
-            self._manager.close()
+        if "_manager" in vars(self):
+            try:
+                with _named_errors(self._folder):
+                    self._manager.close()
+            finally:
+                sys.unraisablehook = self._before
 
 
-def _on_host(state: PyTree) -> PyTree:
-    return jax.tree.map(np.asarray, jax.device_get(jax.tree.map(_numbers, state)))
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _numbers(leaf: Any) -> Any:
-    """What is saved of a leaf: of JAX's keys, which some optimizers have, their numbers."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _as_keys(wanted: Any, found: Any) -> Any:
-    return jax.random.wrap_key_data(found, impl=jax.random.key_impl(wanted)) if _is_key(wanted) else found
-
-
-def _digest(state: PyTree) -> dict[str, str]:
-    value = 0
-    for leaf in jax.tree.leaves(state):
-        value = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).reshape(-1).data, value)
-    return {"crc32": f"{value:08x}"}
-
-
-def _empty(like: PyTree) -> PyTree:
-    """Arrays of these shapes and types, whose memory nobody touches."""
-    shapes = jax.eval_shape(lambda tree: jax.tree.map(_numbers, tree), like)
-    return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
-
-
-def _compare(folder: Path, name: str, found: PyTree, like: PyTree) -> None:
-    """Raises InputError naming the first array of another shape than in the checkpoint, or which is missing."""
-
-    def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-        leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
-        # Keys of dictionaries, fields and places in tuples are all text in a checkpoint.
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
-
-    before, now = shapes(found), shapes(like)
-    for leaf in [*now, *before]:
-        if before.get(leaf) != now.get(leaf):
-            raise InputError(
-                f"{folder}: is of another {'network' if name == 'params' else 'optimizer'}: {name}/{leaf} is "
-                f"{before.get(leaf, 'missing')} there, {now.get(leaf, 'missing')} here"
-            )
+def _report_lost_error(before: Callable[[Any], Any], lost: Any) -> None:
+    """Where a write fails, orbax ends its loop, and TensorStore's threads then complain to it, each with a page."""
+    if str(lost.exc_value) != "Event loop is closed":
+        before(lost)
 
 
 @contextlib.contextmanager
-def _as_damaged() -> Iterator[None]:
+def _as_damaged(place: Path) -> Iterator[None]:
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:  # orbax and TensorStore raise many types for damaged files
-        raise Damaged(_reason(error)) from error
+        raise Damaged(f"{place.name}: {_reason(error)}") from error
 
 
 @contextlib.contextmanager

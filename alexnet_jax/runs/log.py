@@ -1,6 +1,5 @@
 """What a run reports: metrics.jsonl, TensorBoard, and the progress line."""
 
-import contextlib
 import json
 import os
 import sys
@@ -10,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 import tensorboardX
 from tqdm import tqdm
 
+from alexnet_jax.config import InputError
 from alexnet_jax.files import write_whole
+from alexnet_jax.reading import Count, Fraction, Positive, read_lines
 from alexnet_jax.shown import say, shown
 
 METRICS = "metrics.jsonl"
@@ -23,6 +25,19 @@ FIELDS = (
     "images_per_second",
 )  # fmt: skip
 _PROGRESS = "step {n_fmt}/{total_fmt} |{bar:20}| {desc} | {remaining} left"
+
+
+class Line(msgspec.Struct):
+    """The form of a line of metrics.jsonl, as far as it is read. Numbers of one's own have any names and values."""
+
+    step: Count
+    epoch: Positive = 0.0
+    split: str = ""
+    loss: Positive | None = None
+    top1_error: Fraction | None = None
+    top5_error: Fraction | None = None
+    nll: Positive | None = None
+    images_per_second: Positive | None = None
 
 
 class StepMetrics:
@@ -74,6 +89,7 @@ class RunLog:
         self.file = workdir / METRICS
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
+        _set_bad_lines_aside(self.file, steps)
         kept = [line for line in read_metrics(self.file) if line["step"] <= first_step]
         write_whole(self.file, "".join(json.dumps(line) + "\n" for line in kept))
         self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
@@ -166,9 +182,21 @@ class SilentLog(RunLog):
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, up to one that a kill or a power cut left half-written."""
-    found: list[dict[str, Any]] = []
-    if file.exists():
-        with contextlib.suppress(ValueError):
-            found.extend(json.loads(line) for line in file.read_text(errors="replace").split("\n")[:-1])
-    return found
+    """The lines of a metrics.jsonl that can be read, but for a last one that a kill has left half-written."""
+    return [line for _, line in read_lines(file, Line) if not isinstance(line, InputError)]
+
+
+def _set_bad_lines_aside(file: Path, steps: int) -> None:
+    """Moves the lines that are damaged, or of no step of this run, into another file, and names them."""
+    good: list[bytes] = []
+    bad: list[bytes] = []
+    for number, (line, said) in enumerate(read_lines(file, Line), start=1):
+        if not isinstance(said, InputError) and said["step"] > steps:
+            said = InputError(f"{file}: line {number} cannot be read (step: is {said['step']} of {steps})")
+        if isinstance(said, InputError):
+            say(f"warning: {said}; it is now in {file}.damaged", error=True)
+        (bad if isinstance(said, InputError) else good).append(line + b"\n")
+    if bad:
+        with file.with_name(f"{file.name}.damaged").open("ab") as aside:
+            aside.write(b"".join(bad))
+        write_whole(file, b"".join(good))

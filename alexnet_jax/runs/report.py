@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 
@@ -14,12 +15,31 @@ from alexnet_jax import figures
 from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.device import xla
+from alexnet_jax.files import write_whole
 from alexnet_jax.paper.evaluate import Errors, all_class_names, likeliest
 from alexnet_jax.paper.model import AlexNet
-from alexnet_jax.runs.log import METRICS, read_metrics, write_whole
+from alexnet_jax.reading import Count, Fraction, Positive, fitted, read_json
+from alexnet_jax.runs.log import METRICS, read_metrics
 from alexnet_jax.shown import say
 
+RESULT = "result.json"
 SHOWN = 8  # images, from all over the validation split
+
+
+class Result(msgspec.Struct):
+    """The form of result.json, as far as it is read."""
+
+    top1_error: Fraction
+    top5_error: Fraction
+    nll: Positive
+    examples: Count
+    steps: Count
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What is read of a run's result.json; nothing of an evaluation's. Raises InputError where it is damaged."""
+    found = read_json(file, dict[str, Any])
+    return {} if "networks" in found else msgspec.to_builtins(fitted(found, Result, f"{file}:"))
 
 
 def write(
@@ -53,7 +73,7 @@ def write(
     )
     rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]
     result = {**errors._asdict(), **result, "images_per_second": statistics.median(rates) if rates else None}
-    write_whole(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+    write_whole(workdir / RESULT, json.dumps(result, indent=2) + "\n")
     say(
         f"top-1 error {errors.top1_error:.1%}, top-5 error {errors.top5_error:.1%}, nll {errors.nll:.3f} nats "
         f"on {errors.examples:,} validation images after {result['steps']:,} steps",

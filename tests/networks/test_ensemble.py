@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_refused(workdirs, tmp_path, other_dataset):
     with pytest.raises(InputError, match="one number above 0 for each of the 2 networks"):
         run(weights=(1.0,))
     (tmp_path / "bad.npz").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"bad\.npz: cannot be read as saved answers"):
+    with pytest.raises(InputError, match=r"bad\.npz: cannot be read \(File is not a zip file\)"):
         ensemble.evaluate_networks([str(tmp_path / "bad.npz")], tmp_path / "out")
     ensemble.evaluate_networks(workdirs[:1], tmp_path / "train", split="train")
     with pytest.raises(InputError, match="is of other images or classes than"):

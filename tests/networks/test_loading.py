@@ -118,7 +118,8 @@ def test_a_run_whose_table_was_changed_by_hand_is_not_that_of_its_checkpoint(tmp
     content["layers"][0]["then"][1]["alpha"] = 0.5
     (folder / "config.json").write_text(json.dumps(content))
     with pytest.raises(
-        InputError, match=r"checkpoints/3: is of another network: conv1:lrn alpha was 0\.0001, is 0\.5$"
+        InputError,
+        match=r"checkpoints/3: is of another network: conv1:lrn alpha was 0\.0001, is 0\.5, in config\.json$",
     ):
         load(folder)
     content["layers"][0]["stride"] = 0

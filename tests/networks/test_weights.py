@@ -390,6 +390,14 @@ def bad_cards(tmp_path):
         ({"layers": with_row(card["layers"], 0, stride=3)}, "its card is of another network: conv1 stride was 4, is 3"),
         ({"layers": card["layers"][1:]}, "its card is of another network: the layers were "),
         ({"layers": None}, "its card cannot be read"),
+        ({"step": -1}, r"its card cannot be read \(step: "),
+        ({"step": 1.5}, r"its card cannot be read \(step: "),
+        ({"step": None}, r"its card cannot be read \(step: "),
+        ({"class_names": "abcdefg"}, r"its card cannot be read \(class_names: "),
+        ({"class_names": [0] * 7}, r"its card cannot be read \(class_names\[0\]: "),
+        ({"config": {**card["config"], "crop_size": -1}}, r"its card cannot be read \(config: --crop_size=-1: must be"),
+        ({"config": {**card["config"], "crop_size": 10**4000}}, r"its card cannot be read \(config\.crop_size: "),
+        ({"config": {**card["config"], "momentum": float("nan")}}, r"its card cannot be read \(config\.momentum: "),
     ):
         changed = {**metadata, "card": json.dumps({**card, **changes})}
         file.write_bytes(safetensors.numpy.save(tensors, changed))
@@ -407,7 +415,14 @@ def bad_cards(tmp_path):
         file.write_bytes(safetensors.numpy.save(tensors, changed))
         yield message, lambda: load(file)
     file.write_bytes(safetensors.numpy.save(tensors, {of: metadata[of] for of in ("format", "card")}))
-    yield "its card cannot be read", lambda: load(file)
+    yield "its layers cannot be read", lambda: load(file)
+    changed = {**tensors, "fc6/bias": tensors["fc6/bias"] + np.float32(1e-6)}
+    file.write_bytes(safetensors.numpy.save(changed, metadata))
+    yield "fc6/bias is not what was written, by its checksums", lambda: load(file)
+    for sums in ("{", "[]", json.dumps({"fc6/bias": 3})):
+        file.write_bytes(safetensors.numpy.save(tensors, {**metadata, "checksums": sums}))
+        yield r"its checksums cannot be read", lambda: load(file)
+    metadata = {of: text for of, text in metadata.items() if of != "checksums"}  # so that what is below is seen
     for mean, message in (
         (np.zeros((5, 5)), "mean_image is missing, or no square colour image"),
         (np.zeros((256, 255, 3)), "mean_image is missing, or no square colour image"),
@@ -437,7 +452,87 @@ def test_a_length_of_ten_gigabytes_takes_no_memory(tmp_path):
     file = tmp_path / "a.caffemodel"
     file.write_bytes(varint(100 << 3 | 2) + varint(10**10) + b"abc")
     with pytest.raises(InputError, match="is damaged"):
-        caffe.read_layers(file)
+        caffe.read_network(file)
+
+
+def with_steps_between(content, old, pools_first, name=b"AlexNet"):
+    """The same .caffemodel with its layers of normalisation and pooling, as real ones have them."""
+    kinds = ("Pooling", "LRN") if pools_first else ("LRN", "Pooling")
+    found = field(1, name)
+    for kind in (*kinds, *kinds, "Pooling"):
+        if old:
+            found += field(2, field(4, kind.encode()) + varint(5 << 3) + varint({"LRN": 15, "Pooling": 17}[kind]))
+        else:
+            found += field(100, field(1, kind.encode()) + field(2, kind.encode()))
+    return found + content.removeprefix(field(1, b"AlexNet"))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_caffenet_is_told_from_alexnet_by_its_order_or_its_name(tmp_path, old):
+    """bvlc_reference_caffenet has the shapes of bvlc_alexnet, and pools before it normalises."""
+    file, mean, _, _ = caffe_files(tmp_path, old)
+    whole = file.read_bytes()
+    weights_only = field(1, b"CaffeNet") + whole.removeprefix(field(1, b"AlexNet"))
+    for content, order in (
+        (whole, ["relu", "lrn", "pool"]),
+        (with_steps_between(whole, old, pools_first=False), ["relu", "lrn", "pool"]),
+        (with_steps_between(whole, old, pools_first=False, name=b"CaffeNet"), ["relu", "lrn", "pool"]),
+        (with_steps_between(whole, old, pools_first=True), ["relu", "pool", "lrn"]),
+        (with_steps_between(whole, old, pools_first=True, name=b"CaffeNet"), ["relu", "pool", "lrn"]),
+        (weights_only, ["relu", "pool", "lrn"]),
+    ):
+        file.write_bytes(content)
+        network = interchange.from_caffe(file, mean)
+        for layer in network.net.layers[:2]:
+            assert [step.short_name for step in layer.then] == order
+    one_file.save(network, tmp_path / "a.safetensors")
+    assert load(tmp_path / "a.safetensors").net.layers == network.net.layers
+    file.write_bytes(whole + field(2 if old else 100, field(4 if old else 1, b"fc8") + field(6 if old else 7, b"")))
+    with pytest.raises(InputError, match=r"bvlc\.caffemodel: has two layers fc8$"):
+        interchange.from_caffe(file, mean)
+
+
+@pytest.mark.parametrize("content", ["\ufeffa\nb\n", "a\r\nb\r\n", "\ufeffa\r\nb", "a\rb\r", "a\nb\n\n"])
+def test_a_file_of_classes_may_be_of_any_editor(tmp_path, content):
+    (tmp_path / "classes.txt").write_bytes(content.encode())
+    assert weights._lines(tmp_path / "classes.txt") == ("a", "b")
+
+
+def test_a_state_dict_may_be_wrapped_as_trainings_do(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
+    file, tensors = tmp_path / "a.pth", torchvision_tensors()
+    state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    parallel = {f"module.{name}": of for name, of in state.items()}
+    compiled = {f"_orig_mod.{name}": of for name, of in parallel.items()}
+    bfloat16 = {name: of.to(torch.bfloat16) for name, of in state.items()}
+    parameters = {name: torch.nn.Parameter(of) for name, of in state.items()}
+    for wrapped, rtol in (
+        ({"state_dict": state, "epoch": 3}, 0),
+        ({"model": compiled, "optimizer": {}}, 0),
+        ({"model_state_dict": parallel}, 0),
+        (parallel, 0),
+        (compiled, 0),
+        (bfloat16, 2**-8),
+        (parameters, 0),
+        ({name: of.double() for name, of in state.items()}, 0),
+    ):
+        torch.save(wrapped, file)
+        found = interchange.from_torchvision(file).params
+        np.testing.assert_allclose(found["fc8"]["kernel"], tensors["classifier.6.weight"].T, rtol=rtol)
+        np.testing.assert_allclose(found["conv2"]["bias"], tensors["features.3.bias"], rtol=rtol)
+    for wrong, message in (
+        ({"state_dict": state, "features": 3}, None),
+        ({**state, "epoch": 3}, r"is no state dict of tensors \(epoch in it is of type int\)$"),
+        ([1, 2], r"is no state dict of tensors \(it holds none\)$"),
+        ({}, r"is no state dict of tensors \(it holds none\)$"),
+        ({**state, **parallel}, "is one too many"),
+    ):
+        torch.save(wrong, file)
+        if message is None:
+            assert interchange.from_torchvision(file).step == 0
+            continue
+        with pytest.raises(InputError, match=rf"a\.pth: .*{message}"):
+            interchange.from_torchvision(file)
 
 
 def test_the_command_converts_and_what_it_wrote_predicts(tmp_path):
@@ -448,7 +543,7 @@ def test_the_command_converts_and_what_it_wrote_predicts(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(content)  # in a process of its own, where types are not checked
     for source, message in (
         (file, "needs --mean=FILE, the .binaryproto that comes with it"),
-        (tmp_path / "a.safetensors", "its card cannot be read ('list' object has no attribute 'items')"),
+        (tmp_path / "a.safetensors", "its card cannot be read (config: Expected `object`, got `array`)"),
     ):
         process = subprocess.run(
             [sys.executable, "-m", "alexnet_jax.weights", f"--source={source}", "--output=b.safetensors"],

@@ -1,11 +1,15 @@
 """Saving and restoring: what is damaged, or another network's, is noticed; the best is kept."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
+import resource
 import shutil
 import signal
+import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -95,10 +99,10 @@ def test_a_checkpoint_is_three_items(tmp_path):
     )
     checkpoints.close()
     assert [*params.tree] == ["conv1"]
-    assert set(params.custom_metadata) == {"layers", "crc32"}
+    assert set(params.custom_metadata) == {"layers", "crc32", "form_crc32"}
     assert params.custom_metadata["layers"] == TABLE
     assert sorted(optimizer.tree) == ["state", "step"]
-    assert set(optimizer.custom_metadata) == {"crc32"}
+    assert set(optimizer.custom_metadata) == {"crc32", "form_crc32"}
 
 
 @reads_damaged
@@ -215,7 +219,7 @@ def test_where_all_are_damaged_nothing_begins_anew_in_silence(tmp_path):
     shutil.rmtree(tmp_path / "5" / "optimizer")
     for _ in range(2):
         with pytest.raises(
-            InputError, match=r"no checkpoint can be read \(5: .*; 3: its numbers are not those that were s"
+            InputError, match=r"no checkpoint can be read \(5: .*; 3: params: its numbers are not those"
         ):
             restore(tmp_path)
         assert names(tmp_path) == ["3", "5"]
@@ -324,3 +328,46 @@ def test_the_first_signal_waits_to_be_asked_for_and_the_second_does_not(tmp_path
             signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
     checkpoints.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint_is_one_line(tmp_path, capfd, monkeypatch):
+    """A limit on the size of files stands for the disk, of which something else takes the room meanwhile."""
+    rng = np.random.default_rng(0)
+    large = {f"conv{number}": {"kernel": rng.normal(size=(300, 300)).astype(np.float32)} for number in range(8)}
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoints.save(3, state(3), TABLE, {})
+    checkpoints._manager.wait_until_finished()
+    hook, told = sys.unraisablehook, []
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        checkpoints.save(5, TrainState(jnp.int32(5), large, ()), TABLE, {})
+        with pytest.raises(InputError, match=rf"^{tmp_path}: the checkpoint cannot be written \(") as error:
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(error.value)
+    assert "Event loop is closed" not in capfd.readouterr().err
+    monkeypatch.setattr(checkpoints, "_before", told.append)
+    for words, passed in (("Event loop is closed", 0), ("another error", 1)):
+        sys.unraisablehook = functools.partial(checkpoint._report_lost_error, told.append)
+        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(words)))
+        assert len(told) == passed
+    sys.unraisablehook = hook
+
+
+def test_a_checkpoint_waits_for_the_one_before_until_it_asks_for_room(tmp_path, monkeypatch):
+    checkpoints, asked = checkpoint.Checkpoints(tmp_path), []
+
+    def free():
+        asked.append(names(tmp_path))
+        return 10**9
+
+    monkeypatch.setattr(checkpoints, "_free", free)
+    for step in (3, 5):
+        checkpoints.save(step, state(step), TABLE, {})
+    checkpoints.close()
+    assert asked == [[], ["3"]]

@@ -1,15 +1,26 @@
 """A run's folder: it is one run's, and says which."""
 
 import dataclasses
+import errno
+import fcntl
 import json
+import os
+import stat
+import subprocess
+import sys
+from typing import Any
 
+import jax
 import pytest
 from conftest import TINY, small_config
 
 from alexnet_jax.config import InputError
+from alexnet_jax.data.datasets import open_dataset
 from alexnet_jax.paper.table import with_layers
 from alexnet_jax.paper.written import to_json
-from alexnet_jax.runs.workdir import Run, claim
+from alexnet_jax.reading import read_json
+from alexnet_jax.runs.workdir import Run, claim, held
+from alexnet_jax.train import fit
 
 CONFIG = small_config(learning_rate_drops=(3.0,))
 RUN = Run(CONFIG, to_json(TINY), "colors", "fingerprint")
@@ -65,7 +76,7 @@ def test_a_workdir_that_only_another_host_sees_is_refused(tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"config": 3}', '{"config": {}}'])
 def test_a_damaged_config_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match="cannot be used"):
+    with pytest.raises(InputError, match=r"config\.json: cannot be read \(.+\)$"):
         claim(tmp_path, RUN)
 
 
@@ -77,3 +88,57 @@ def test_the_data_set_may_move_but_not_change(tmp_path):
         claim(tmp_path, dataclasses.replace(RUN, data="of others"))
     with pytest.raises(InputError, match="dataset was colors, is /elsewhere"):
         claim(tmp_path, dataclasses.replace(elsewhere, data="of others"))
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from alexnet_jax.runs.workdir import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_process_trains_in_a_workdir_and_a_dead_one_holds_it_no_longer(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", HOLDS, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=rf"^--workdir={folder}: another process trains in it$"), held(folder):
+            pass
+        assert [*folder.iterdir()] == []  # it leaves nothing there
+        claim(folder, RUN)
+        read_json(folder / "config.json", dict[str, Any])
+        other.kill()
+    with held(folder), pytest.raises(InputError, match="another process trains in it"), held(folder):
+        pass
+    with held(folder):
+        pass
+
+
+def test_where_folders_cannot_be_locked_a_file_beside_is(tmp_path, monkeypatch):
+    lock = fcntl.flock
+
+    def of_nfs(handle, operation):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", of_nfs)
+    with (
+        held(tmp_path / "run"),
+        pytest.raises(InputError, match="another process trains in it"),
+        held(tmp_path / "run"),
+    ):
+        pass
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "run", tmp_path / "run.lock"]
+    with held(tmp_path / "run"):
+        pass
+
+
+def test_a_second_fit_in_the_same_workdir_is_refused(tmp_path, prepared):
+    (tmp_path / "run").mkdir()
+    with held(tmp_path / "run"), pytest.raises(InputError, match="another process trains in it"):
+        fit(TINY, open_dataset(prepared), small_config(), tmp_path / "run", devices=jax.devices()[:1])
+    assert [*(tmp_path / "run").iterdir()] == []

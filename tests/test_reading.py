@@ -1,0 +1,185 @@
+"""The door: what does not fit a form is one line that names file and field, whatever it is; and costs no memory."""
+
+import contextlib
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, strategies
+
+from alexnet_jax.config import InputError
+from alexnet_jax.reading import ArrayForm, Count, Fraction, archive, from_json, read_arrays, read_json
+
+MUTATIONS = Path(__file__).parents[1] / "experiments" / "mutations.py"
+
+
+class Form(msgspec.Struct):
+    count: Count
+    part: Fraction = 0.0
+    names: list[str] = []
+    more: dict[str, Any] = {}
+
+
+def test_what_fits_comes_back(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('{"count": 3, "part": 1, "names": ["ä"], "of a later version": [null]}')
+    found = read_json(file, Form)
+    assert (found.count, found.part, found.names) == (3, 1.0, ["ä"])
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none.json", Form)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "it is no JSON"),
+        ('{"count": 3', "it is no JSON"),
+        ("[]", "Expected `object`, got `array`"),
+        ("{}", "missing required field `count`"),
+        ('{"count": null}', "count: Expected `int`, got `null`"),
+        ('{"count": true}', "count: Expected `int`, got `bool`"),
+        ('{"count": 3.5}', "count: Expected `int`, got `float`"),
+        ('{"count": -1}', "count: Expected `int` >= 0"),
+        ('{"count": 9223372036854775808}', "count: Expected `int` <= 9223372036854775807"),
+        ('{"count": ' + "9" * 5000 + "}", "count: Expected a finite number"),
+        ('{"count": 3, "part": NaN}', "part: Expected a finite number"),
+        ('{"count": 3, "part": 1e400}', "part: Expected a finite number"),
+        ('{"count": 3, "part": 1.5}', "part: Expected `float` <= 1.0"),
+        ('{"count": 3, "names": "abc"}', "names: Expected `array`, got `str`"),
+        ('{"count": 3, "names": ["a", 3]}', "names[1]: Expected `str`, got `int`"),
+        ('{"count": 3, "names": ["\\ud800"]}', "names[0]: Expected text"),
+        ('{"count": 3, "more": {"\\ud800": 1}}', "more: A name in it is no text"),
+        ('{"count": 3, "count": 3}', "count is there twice"),
+        ('{"count": 3, "more": {"a": ' + "[" * 20 + "]" * 20 + "}}", "more.a[0]"),
+        ('{"count": 3, "more": {"a": ' + "[" * 10**5 + "]" * 10**5 + "}}", "more.a[0]"),
+        ('{"count": 3, "more": ' + '{"a": ' * 10**5 + "1" + "}" * 10**5 + "}", "more.a.a"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, text, reason):
+    file = tmp_path / "a.json"
+    file.write_text(text)
+    with pytest.raises(InputError) as error:
+        read_json(file, Form)
+    assert str(error.value).startswith(f"{file}: cannot be read (")
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "a")
+    with pytest.raises(InputError, match=r"a: cannot be read \(it is no file\)"):
+        read_json(tmp_path / "a", Form)
+    with pytest.raises(InputError, match=r"a: cannot be read \(it is no file\)"):
+        read_arrays(tmp_path / "a", FORMS)
+
+
+@given(strategies.binary(max_size=200) | strategies.recursive(
+    strategies.none() | strategies.booleans() | strategies.integers() | strategies.floats() | strategies.text(),
+    lambda of: strategies.lists(of) | strategies.dictionaries(strategies.sampled_from([*Form.__struct_fields__]), of),
+).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+def test_anything_is_of_the_form_or_refused(content):
+    found = refusal = None
+    try:
+        found = from_json(content, Form, "a.json:")
+    except InputError as error:
+        refusal = str(error)
+    assert refusal.startswith("a.json: cannot be read (") if refusal else found.count >= 0 and 0 <= found.part <= 1
+
+
+FORMS = {"images": ArrayForm("f", ("n", 2), 0, 255), "labels": ArrayForm("iu", ("n",), 0), "name": ArrayForm("U")}
+GOOD = {"images": np.ones((3, 2), np.float32), "labels": np.array([0, 1, 2]), "name": np.array("ä")}
+
+
+def test_arrays_come_back_as_archive_and_numpy_wrote_them(tmp_path):
+    file = tmp_path / "a.npz"
+    file.write_bytes(archive(**GOOD))
+    np.savez(tmp_path / "b.npz", **{**GOOD, "images": np.asfortranarray(GOOD["images"].astype(">f8"))})
+    for name in ("a.npz", "b.npz"):
+        found = read_arrays(tmp_path / name, FORMS)
+        assert [*found] == [*FORMS]
+        for array in FORMS:
+            np.testing.assert_array_equal(found[array], GOOD[array])
+            assert found[array].dtype.isnative
+    with np.load(file, allow_pickle=False) as opened:  # as anybody may
+        np.testing.assert_array_equal(opened["labels"], GOOD["labels"])
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason"),
+    [
+        ("images", np.ones((3, 3)), "its shape is (3, 3); there must be 2, by its form"),
+        ("images", np.ones(6), "its shape is (6,); it must have 2 dimensions"),
+        ("labels", np.arange(4), "its shape is (4,); there must be 3, by images"),
+        ("images", np.full((3, 2), np.nan), "there are numbers that are not between 0 and 255"),
+        ("images", np.full((3, 2), np.inf), "there are numbers that are not between 0 and 255"),
+        ("images", np.full((3, 2), -1.0), "there are numbers that are not between 0 and 255"),
+        ("images", np.ones((3, 2), complex), "its numbers are of the type complex128"),
+        ("images", np.ones((3, 2), object), "its numbers are of the type object"),
+        ("labels", np.array(["0", "1", "2"]), "its numbers are of the type <U1"),
+        ("labels", np.array([0, 1, -2]), "there are numbers that are not between 0 and inf"),
+        ("name", np.array(3), "it is no text"),
+        ("name", np.array("\ud800"), "it is no text"),
+    ],
+)
+def test_an_array_that_does_not_fit_is_named(tmp_path, name, values, reason):
+    file = tmp_path / "a.npz"
+    np.savez(file, **{**GOOD, name: values})
+    with pytest.raises(InputError) as error:
+        read_arrays(file, FORMS)
+    assert str(error.value) == f"{file}: cannot be read ({name}: {reason})"
+
+
+def test_so_is_one_that_is_missing_compressed_or_other_than_was_written(tmp_path):
+    file = tmp_path / "a.npz"
+    np.savez(file, images=GOOD["images"])
+    with pytest.raises(InputError, match=r"\(labels: it is missing\)"):
+        read_arrays(file, FORMS)
+    np.savez_compressed(file, **GOOD)
+    with pytest.raises(InputError, match=r"\(images: its length is not that of its shape\)"):
+        read_arrays(file, FORMS)
+    file.write_bytes(archive(**GOOD))
+    with np.load(file) as opened:
+        arrays = dict(opened)
+    np.savez(file, **{**arrays, "labels": np.array([0, 2, 1])})
+    with pytest.raises(InputError, match=r"\(labels: it is not what was written, by its checksums\)"):
+        read_arrays(file, FORMS)
+    content = bytearray(archive(**GOOD))
+    for place in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        file.write_bytes(damaged)
+        with contextlib.suppress(InputError):
+            found = read_arrays(file, FORMS)
+            for array in FORMS:
+                np.testing.assert_array_equal(found[array], GOOD[array])
+
+
+def test_a_shape_that_lies_takes_no_memory(tmp_path):
+    file = tmp_path / "a.npz"
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (100000000000, 2), }"
+    header += b" " * (118 - len(header)) + b"\n"
+    with zipfile.ZipFile(file, "w") as members:
+        members.writestr("images.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(80))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=r"\(images: its length is not that of its shape\)"):
+        read_arrays(file, FORMS)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
+@pytest.mark.parametrize("mutations", [30, pytest.param(400, marks=pytest.mark.slow)])
+def test_whatever_field_is_changed_the_answer_is_the_same_or_a_line_names_it(mutations):
+    command = [sys.executable, str(MUTATIONS), f"--mutations={mutations}", f"--seed={mutations}", "--no_log"]
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # which compiles in a third of the time
+    process = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment)
+    assert process.returncode == 0, process.stdout + process.stderr[-3000:]
+    assert re.search(rf"^{mutations} mutations of [6-9] files: 0 ends that must not be$", process.stdout, re.MULTILINE)
