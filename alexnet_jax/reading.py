@@ -53,7 +53,7 @@ def fitted(value: Any, form: Any, what: str, field: str = "", *, finite: bool = 
     try:
         _check(value, "", finite, DEEPEST)
         return msgspec.convert(value, form)
-    except ValueError as error:
+    except (ValueError, msgspec.ValidationError) as error:  # older ones are no ValueError
         raise InputError(f"{what} cannot be read ({_said(error, field)})") from error
 
 
