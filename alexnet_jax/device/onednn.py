@@ -23,13 +23,13 @@ def missing() -> str:
 
 @functools.cache
 def _fault() -> str:
-    """What is wrong with a convolution in which each option counts."""
+    """What is wrong with a convolution in which each option counts; also asked while a function is traced."""
     random = np.random.default_rng(0)
     x, kernel = (random.standard_normal(shape, np.float32) for shape in ((2, 9, 8, 6), (3, 3, 3, 4)))
     try:
         with jax.default_device(jax.devices("cpu")[0]):
             ours, expected = (
-                jax.jit(functools.partial(of, stride=2, padding=(1, 2), groups=2))(x, kernel)
+                jax.jit(functools.partial(of, stride=2, padding=(1, 2), groups=2)).lower(x, kernel).compile()(x, kernel)
                 for of in (convolution, conv2d)
             )
     except jax.errors.JaxRuntimeError:  # not all systems' jaxlibs are alike

@@ -93,3 +93,8 @@ def test_a_jaxlib_whose_convolution_is_another_is_found_out(monkeypatch, breaks,
         assert onednn.missing().endswith(reason)
     onednn._fault.cache_clear()
     assert onednn.missing() == ""
+
+
+def test_it_is_tried_while_a_function_is_traced_too():
+    onednn._fault.cache_clear()
+    assert jax.jit(lambda x: x if onednn.missing() else 2 * x)(3) == 6
