@@ -105,7 +105,9 @@ def hosts_needed() -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        if not started or isinstance(error, InputError) or not _OF_PARTNERS.search(str(error)):
+        # Of a line that was made of it already, the cause.
+        of_jax = error.__cause__ if isinstance(error, InputError) else error
+        if not started or not _OF_PARTNERS.search(str(of_jax)):
             raise
         raise InputError(started) from error
 
