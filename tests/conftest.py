@@ -111,3 +111,15 @@ def photo_folder(tmp_path):
             image = Image.fromarray(picture(label, index, size=50)[:30])
             image.save(tmp_path / "photos" / name / f"{index}.jpg")
     return tmp_path / "photos"
+
+
+def interrupted_after(images):
+    """For `progress` of a writing: stops it as Ctrl-C does, once so many images are done."""
+    done = []
+
+    def progress(more):
+        done.append(more)
+        if sum(done) == images:
+            raise KeyboardInterrupt
+
+    return progress

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import picture
+from conftest import interrupted_after, picture
 from PIL import Image
 from test_shards import contents, items, write
 
@@ -176,15 +176,8 @@ def damage_of(kind):
     ],
 )  # fmt: skip
 def test_a_damaged_rest_is_written_anew(tmp_path, kind):
-    done = []
-
-    def interrupt(images):
-        done.append(images)
-        if sum(done) == 29:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "set", progress=interrupt)
+        write(tmp_path / "set", progress=interrupted_after(29))
     damage_of(kind)(tmp_path / "set.incomplete")
     write(tmp_path / "set")
     write(tmp_path / "whole")
@@ -198,16 +191,9 @@ def fail():
 def test_what_was_skipped_is_not_passed_over_when_it_is_to_stop(tmp_path):
     splits = {"train": items(0, 24), "validation": items(1, 9)}
     splits["train"][3] = splits["train"][3]._replace(read=fail)
-    told = []
-
-    def interrupt(images):
-        told.append(images)
-        if sum(told) == 20:
-            raise KeyboardInterrupt
-
     names = ("red", "green", "blue")
     with pytest.raises(KeyboardInterrupt):
-        datasets.write(tmp_path / "set", names, splits, size=24, on_error="skip", progress=interrupt)
+        datasets.write(tmp_path / "set", names, splits, size=24, on_error="skip", progress=interrupted_after(20))
     with pytest.raises(InputError, match="0/3: is bad"):
         datasets.write(tmp_path / "set", names, splits, size=24)
 

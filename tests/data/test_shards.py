@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from conftest import picture
+from conftest import interrupted_after, picture
 from PIL import Image
 
 from alexnet_jax.config import InputError
@@ -65,15 +65,8 @@ def test_what_stands_in_the_shards_is_in_order_and_every_tfds_tool_reads_it(tmp_
 
 def test_an_interrupted_writing_continues_and_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     write(tmp_path / "whole")
-    done = []
-
-    def interrupt(images):
-        done.append(images)
-        if sum(done) == 29:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "set", progress=interrupt)
+        write(tmp_path / "set", progress=interrupted_after(29))
     assert not (tmp_path / "set").exists()
     written = [file.name for file in (tmp_path / "set.incomplete").glob("*.npz")]
     assert sorted(written) == ["train-00000.npz", "train-00001.npz", "train-00002.npz"]
