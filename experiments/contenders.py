@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -162,10 +163,16 @@ def obvious_flax(case: Case) -> Callable[[], Any]:
     return one_step
 
 
+def threads() -> int:
+    """As many as XLA takes on a CPU."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def pytorch(case: Case, mode: str) -> Callable[[], Any]:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(threads())
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     modules: list[Any] = []

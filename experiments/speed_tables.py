@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from contenders import CONTENDERS
 from record import RESULTS, log, table, where
 
 from alexnet_jax import PAPER, summary
@@ -54,31 +55,34 @@ def input_speed() -> str:
 
 def throughput() -> str:
     rows, notes = [], []
-    for platform in ("cpu", "gpu"):
-        if not (RESULTS / f"throughput_{platform}.json").exists():
-            notes.append(f"Not measured on a {platform.upper()}.")
+    for name in ("cpu", "cpu_newest", "gpu"):
+        if not (RESULTS / f"throughput_{name}.json").exists():
+            notes += ["Not measured on a GPU."] if name == "gpu" else []
             continue
-        values = log(f"throughput_{platform}")
+        values = log(f"throughput_{name}")
         for row in values["rows"]:
-            rates = {name: of["images_per_second"] for name, of in row["results"].items()}
-            best = max(rate for name, rate in rates.items() if name.startswith("PyTorch"))
+            rates = {of: row["results"][of]["images_per_second"] if of in row["results"] else 0 for of in CONTENDERS}
+            ours, obvious = rates["alexnet_jax"], rates["obvious Flax"]
+            best = max(rate for of, rate in rates.items() if of.startswith("PyTorch"))
             rows.append(
                 [
                     f"{'training' if row['task'] == 'train' else 'inference'}, `{row['table']}`",
                     f"{row['precision']}, {row['batch']}",
-                    *(f"{rate:,.1f}" if rate < 100 else f"{rate:,.0f}" for rate in rates.values()),
-                    f"{rates['alexnet_jax'] / best:.2f}",
-                    f"{rates['alexnet_jax'] / rates['obvious Flax']:.1f}",
+                    values["versions"]["jax"],
+                    *(f"{rate:,.{1 if rate < 100 else 0}f}" if rate else "" for rate in rates.values()),
+                    f"{ours / best:.2f}",
+                    f"{ours / obvious:.1f}" if obvious else "",
                     f"{row['results']['alexnet_jax']['model_tflops'] / values['ceiling_tflops'][row['precision']]:.0%}",
                 ]
             )
-        ceilings = ", ".join(f"{rate:.3f} TFLOP/s in {name}" for name, rate in values["ceiling_tflops"].items())
+        ceilings = ", ".join(f"{rate:.3f} TFLOP/s in {of}" for of, rate in values["ceiling_tflops"].items())
         notes.append(
-            f"{platform.upper()}: interleaved, medians; matrix products reach {ceilings}; {where(values)}, "
+            f"{name[:3].upper()}: interleaved, medians; matrix products reach {ceilings}; {where(values)}, "
             f"PyTorch {values['torch']}."
         )
     header = [
-        "images/s", "precision, batch", *rates, "× PyTorch's best", "× obvious Flax", "of matrix products' rate"
+        "images/s", "precision, batch", "jax", *CONTENDERS, "× PyTorch's best", "× obvious Flax",
+        "of matrix products' rate",
     ]  # fmt: skip
     return f"{table(header, rows)}\n\n{' '.join(notes)}"
 

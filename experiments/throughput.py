@@ -4,11 +4,12 @@
   python experiments/throughput.py     half an hour on two cores
   python experiments/throughput.py --quick                        under two minutes
   python experiments/throughput.py --precisions=bfloat16,float32 --batches=1024,128      on a GPU
+  python experiments/throughput.py --log=throughput_cpu_newest --pytorchs_python=PYTHON  where PyTorch is elsewhere
 
-Each contender lives in a process of its own, which waits while another computes; medians of the repeats. A training
-step is forward, backward and update (momentum, weight decay) on images that lie on the device; this package's also
-augments them: its input is uint8, 256 × 256, the others' float32, of the network's size. Inference is the forward pass
-in test mode, of float32 images. Model FLOP/s count multiplications and additions of convolutions and dense layers:
+Each contender lives in a process of its own, which waits while another computes; medians of the repeats. On a CPU all
+have as many threads as there are cores. A training step is forward, backward and update (momentum, weight decay) on
+images that lie on the device; this package's also augments them: its input is uint8, 256 × 256, the others' float32, of
+the network's size. Inference is the forward pass in test mode, of float32 images. Model FLOP/s count multiplications and additions of convolutions and dense layers:
 forward once, and backward twice, but for the images' gradient, which nobody computes. The ceiling is the best rate of
 square matrix products in JAX. Expected on two cores, float32, batch 128, `paper`: at least 1.3 times PyTorch's best
 mode and 6 times the obvious code.
@@ -25,12 +26,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from contenders import CONTENDERS, TABLES, Case, build
+from contenders import CONTENDERS, TABLES, Case, build, threads
 from record import save
 
 from alexnet_jax.device import xla
@@ -68,12 +68,21 @@ def work(contender: str, case: Case, inner: int) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
 
-def measured(case: Case, contenders: list[str], repeats: int, inner: int) -> dict[str, Any]:
-    """Of each contender: images/s, the median of the repeats, which are done in turns; and what it took."""
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share a GPU
+# Settings of this shell that would slow one of the contenders down, or give it fewer threads.
+SETTINGS = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "GOTO_", "BLIS_", "NVPL_", "DNNL_", "ONEDNN_")
+
+
+def measured(case: Case, contenders: list[str], repeats: int, inner: int, pytorchs: str) -> dict[str, Any]:
+    """Of each contender: images/s, the median of the repeats, which are done in turns; and what it took.
+
+    pytorchs: the interpreter of its workers.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
+    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share a GPU
     workers, answers = {}, {}
     for contender in contenders:
-        command = [sys.executable, __file__, "--work", json.dumps([contender, dataclasses.asdict(case), inner])]
+        interpreter = pytorchs if contender.startswith("PyTorch") else sys.executable
+        command = [interpreter, __file__, "--work", json.dumps([contender, dataclasses.asdict(case), inner])]
         pipe = subprocess.PIPE
         workers[contender] = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         answers[contender] = [ask(workers[contender])]  # one after the other, so that none starts beside another
@@ -132,6 +141,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--inner", type=int, default=0, help="steps of a repeat; 0: 3 on a CPU, 20 on a GPU")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--pytorchs_python", default=sys.executable, help="an interpreter that has PyTorch, too")
+    parser.add_argument("--log", help="its name; throughput_cpu or throughput_gpu by default")
     parser.add_argument("--quick", action="store_true", help="only a few, small batches; nothing is written")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -145,19 +156,23 @@ def main() -> None:
     tables, precisions, contenders = (
         getattr(arguments, name).split(",") for name in ("tables", "precisions", "contenders")
     )
+    inner = arguments.inner or (3 if platform == "cpu" else 20)
     rows = [
         {**dataclasses.asdict(case), "gflop_per_image": case.flop_per_image / 1e9}
-        | {
-            "results": measured(
-                case, contenders, arguments.repeats, arguments.inner or (3 if platform == "cpu" else 20)
-            )
-        }
+        | {"results": measured(case, contenders, arguments.repeats, inner, arguments.pytorchs_python)}
         for case in cases(tables, precisions, batches)
     ]
     ceilings = {precision: ceiling(precision) for precision in precisions}
     if not arguments.quick:
         device = jax.devices()[0].device_kind
-        save(f"throughput_{platform}", device=device, ceiling_tflops=ceilings, rows=rows, torch=version("torch"))
+        torch = subprocess.run(
+            [arguments.pytorchs_python, "-c", "import torch; print(torch.__version__)"], check=True, text=True,
+            capture_output=True,
+        ).stdout.strip()  # fmt: skip
+        save(
+            arguments.log or f"throughput_{platform}", device=device, ceiling_tflops=ceilings, rows=rows, torch=torch,
+            threads=threads(),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

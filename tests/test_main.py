@@ -168,7 +168,9 @@ def test_a_whole_run_leaves_its_results(whole_run, photos):
     assert os.listdir(COMPILED)
     first, fast, *_ = out.splitlines()
     assert first.endswith(f"{photos}: 18 training images, 2 classes; 1 × cpu")
-    assert fast.startswith("slower than it could be, without oneDNN's convolution (a compilation cache cannot")
+    assert fast.startswith(
+        "slower than it could be, without oneDNN's convolutions and products (a compilation cache cannot"
+    )
     assert "top-1 error" in out.splitlines()[-2]
     result = json.loads((workdir / "result.json").read_text())
     assert set(result) == {

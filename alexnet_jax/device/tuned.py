@@ -22,7 +22,7 @@ FORMS: dict[str, dict[Callable, Callable]] = {
     "cpu": {
         formulas.conv2d: forms.conv2d_of_onednn,
         formulas.max_pool: forms.max_pool,
-        formulas.dense: forms.dense,
+        formulas.dense: forms.dense_of_onednn,
         formulas.add_bias: forms.add_bias,
         formulas.local_response_norm: forms.local_response_norm,
     },
@@ -40,14 +40,16 @@ FORMS: dict[str, dict[Callable, Callable]] = {
     },
 }
 
+WITHOUT_ONEDNN: dict[Callable, Callable] = {formulas.conv2d: forms.conv2d, formulas.dense: forms.dense}
+
 
 def tuned(layers: Layers, devices: Sequence[jax.Device] | None = None) -> Layers:
     """The same table with the operations that are fastest on these devices (by default, all): with the same names,
     shapes, initial values and written form. For these devices only, and for reverse-mode gradients.
 
-    On CPUs: oneDNN's convolution (see `missing_forms`), or XLA's group by group; pooling that remembers places;
-    gradients of normalisation, dense layers and biases by hand. On GPUs and TPUs: normalisation, ReLU and biases
-    that move fewer bytes, and on GPUs such a pooling; their compilers do the rest.
+    On CPUs: oneDNN's convolutions and products (see `missing_forms`), or XLA's, group by group; pooling that remembers
+    places; gradients of normalisation, dense layers and biases by hand. On GPUs and TPUs: normalisation, ReLU and
+    biases that move fewer bytes, and on GPUs such a pooling; their compilers do the rest.
     """
     faster = functools.partial(form_for, devices=devices)
 
@@ -76,8 +78,8 @@ def tuned_augmentation(
 def form_for(formula: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
     """The fastest form of one formula on these devices (by default, all), which may be the formula itself."""
     platform = (devices or jax.devices())[0].platform
-    if formula is formulas.conv2d and platform == "cpu" and onednn.missing():
-        return forms.conv2d
+    if formula in WITHOUT_ONEDNN and platform == "cpu" and onednn.missing():
+        return WITHOUT_ONEDNN[formula]
     return FORMS.get(platform, {}).get(formula, formula)
 
 
@@ -85,7 +87,7 @@ def missing_forms(devices: Sequence[jax.Device] | None = None) -> str:
     """What is not as fast as it could be on these devices, and why, in a line; nothing where all is."""
     if (devices or jax.devices())[0].platform != "cpu":
         return ""
-    reasons = [f"oneDNN's convolution ({reason})"] if (reason := onednn.missing()) else []
+    reasons = [f"oneDNN's convolutions and products ({reason})"] if (reason := onednn.missing()) else []
     if several_hosts():
         reasons.append("Eigen's products in place of YNNPACK's (several hosts)")
     return f"slower than it could be, without {', '.join(reasons)}" if reasons else ""

@@ -1,4 +1,4 @@
-"""oneDNN's convolution, which users of a CPU have by default; the other tests, with a compilation cache, use XLA's."""
+"""What oneDNN computes, which users of a CPU have by default; the other tests, with a compilation cache, use XLA's."""
 
 import platform
 import sys
@@ -12,20 +12,20 @@ from conftest import without_compilation_cache
 from hypothesis import example, given, strategies as st
 
 from alexnet_jax.device import onednn
-from alexnet_jax.device.forms import conv2d_of_onednn
+from alexnet_jax.device.forms import conv2d_of_onednn, dense_of_onednn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "paper"))
 from test_layers import check_gradients, conv2d_gradients, normal
 
 
 @pytest.fixture(autouse=True, scope="module")
-def has_convolution():
+def has_onednn():
     with without_compilation_cache():
         if reason := onednn.missing():
             assert (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason  # whose jaxlibs all have it
             pytest.skip(reason)
         yield
-    assert onednn.missing() == "a compilation cache cannot keep programs that call it"
+    assert onednn.missing() == "a compilation cache cannot keep programs that call them"
 
 
 def program(*arguments, **options):
@@ -46,9 +46,22 @@ def test_convolution_and_its_gradients(window, stride, low, high, groups, channe
     check_gradients(lambda x, kernel: conv2d_of_onednn(x, kernel, **options), conv2d_gradients(**options), x, kernel)
 
 
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 20), st.integers(0, 99))
+def test_product_and_its_gradients(n, inputs, features, seed):
+    def oracle(g, x, kernel):
+        return x @ kernel, g @ kernel.T, x.T @ g
+
+    x, kernel = normal(seed, n, inputs), normal(seed + 1, inputs, features)
+    text = jax.jit(jax.value_and_grad(lambda *of: dense_of_onednn(*of).sum(), (0, 1))).lower(x, kernel).as_text()
+    assert text.count("__onednn$matmul") == 2
+    check_gradients(dense_of_onednn, oracle, x, kernel)
+
+
 def test_other_types_are_given_to_xla():
     for dtype in (jnp.bfloat16, jnp.float16):
         assert "onednn" not in program(jnp.ones((1, 5, 5, 2), dtype), jnp.ones((3, 3, 2, 4), dtype))
+        rows = jnp.ones((2, 2), dtype)
+        assert "__onednn" not in jax.jit(dense_of_onednn).lower(rows, rows).as_text()
 
 
 def test_images_one_by_one_and_none():
@@ -57,6 +70,11 @@ def test_images_one_by_one_and_none():
     one_by_one = jax.vmap(lambda x: conv2d_of_onednn(x, kernel))(x)
     np.testing.assert_allclose(one_by_one.reshape(together.shape), together, rtol=1e-5, atol=1e-5)
     assert conv2d_of_onednn(x[0, :0], kernel).shape == (0, 5, 5, 5)
+    rows, matrix = jnp.array(normal(2, 3, 4, 5)), jnp.array(normal(3, 5, 6))
+    np.testing.assert_allclose(
+        jax.vmap(lambda x: dense_of_onednn(x, matrix))(rows), np.array(rows) @ matrix, rtol=1e-5, atol=1e-5
+    )
+    assert dense_of_onednn(rows[0, :0], matrix).shape == (0, 6)
 
 
 def test_gradients_of_gradients():
@@ -80,16 +98,17 @@ def test_gradients_of_gradients():
 @pytest.mark.parametrize(
     ("breaks", "reason"),
     [
-        (lambda out: out + 1e-2, "computes something else"),
-        (lambda out: out[:, 1:], "computes something else"),
-        (lambda out: jax.ffi.ffi_call("no such convolution", out)(), "was built without it"),
+        (lambda out: out + 1e-2, "compute something else"),
+        (lambda out: out[:, 1:], "compute something else"),
+        (lambda out: jax.ffi.ffi_call("no such thing", out)(), "was built without them"),
     ],
 )
-def test_a_jaxlib_whose_convolution_is_another_is_found_out(monkeypatch, breaks, reason):
-    right = onednn.convolution
+@pytest.mark.parametrize("name", ["convolution", "product", "product_with_transposed"])
+def test_a_jaxlib_where_it_is_another_is_found_out(monkeypatch, name, breaks, reason):
+    right = getattr(onednn, name)
     onednn._fault.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(onednn, "convolution", lambda *given, **options: breaks(right(*given, **options)))
+        patch.setattr(onednn, name, lambda *given, **options: breaks(right(*given, **options)))
         assert onednn.missing().endswith(reason)
     onednn._fault.cache_clear()
     assert onednn.missing() == ""

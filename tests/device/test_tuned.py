@@ -106,7 +106,7 @@ def test_steps_keep_their_keywords():
 
 def test_a_line_says_what_is_left_out(monkeypatch):
     assert missing_forms(GPU) == missing_forms(TPU) == ""
-    cache = "oneDNN's convolution (a compilation cache cannot keep programs that call it)"
+    cache = "oneDNN's convolutions and products (a compilation cache cannot keep programs that call them)"
     hosts = "Eigen's products in place of YNNPACK's (several hosts)"
     assert missing_forms(CPU) == f"slower than it could be, without {cache}"
     with monkeypatch.context() as patch:
@@ -115,9 +115,11 @@ def test_a_line_says_what_is_left_out(monkeypatch):
     with without_compilation_cache(), monkeypatch.context() as patch:
         patch.setattr(onednn, "_fault", lambda: "")
         assert missing_forms(CPU) == ""
-        patch.setattr(onednn, "_fault", lambda: "jaxlib 0.1 was built without it")
-        assert missing_forms(CPU).endswith("without oneDNN's convolution (jaxlib 0.1 was built without it)")
-        assert tuned(TINY, CPU)[0].operation is forms.conv2d
+        patch.setattr(onednn, "_fault", lambda: "jaxlib 0.1 was built without them")
+        assert missing_forms(CPU).endswith(
+            "without oneDNN's convolutions and products (jaxlib 0.1 was built without them)"
+        )
+        assert [layer.operation for layer in tuned(TINY, CPU)[:: len(TINY) - 1]] == [forms.conv2d, forms.dense]
 
 
 def test_a_network_of_the_fast_forms_cannot_be_differentiated_forwards():
