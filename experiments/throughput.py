@@ -9,10 +9,10 @@
 Each contender lives in a process of its own, which waits while another computes; medians of the repeats. On a CPU all
 have as many threads as there are cores. A training step is forward, backward and update (momentum, weight decay) on
 images that lie on the device; this package's also augments them: its input is uint8, 256 × 256, the others' float32, of
-the network's size. Inference is the forward pass in test mode, of float32 images. Model FLOP/s count multiplications and additions of convolutions and dense layers:
-forward once, and backward twice, but for the images' gradient, which nobody computes. The ceiling is the best rate of
-square matrix products in JAX. Expected on two cores, float32, batch 128, `paper`: at least 1.3 times PyTorch's best
-mode and 6 times the obvious code.
+the network's size. Inference is the forward pass in test mode, of float32 images. Model FLOP/s count multiplications
+and additions of convolutions and dense layers: forward once, and backward twice, but for the images' gradient, which
+nobody computes. The ceiling is the best rate of square matrix products in JAX. Expected on two cores, float32, batch
+128, `paper`: at least 1.3 times PyTorch's best mode and 6 times the obvious code.
 """
 
 import argparse
