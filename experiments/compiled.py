@@ -24,7 +24,6 @@ import argparse
 import collections
 import dataclasses
 import itertools
-import math
 import re
 import time
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from program_text import BYTES, traffic
 from record import save
 
 from alexnet_jax import (
@@ -131,48 +131,6 @@ def lowered(devices: Sequence[jax.Device], task: str, precision: str, batch: int
     batch_of = Batch(images, jax.ShapeDtypeStruct((batch,), jnp.int32))
     donated = (0,) if task == "train" else ()
     return jax.jit(step, donate_argnums=donated).lower(placed(first, whole), placed(batch_of, parts))
-
-
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
-MOVE_NOTHING = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota", "partition-id")
-
-
-def bytes_of(shape: str) -> int:
-    """Of a shape, or a tuple of several, as XLA writes it; of what lies in a TPU's vector memory, S(1), none."""
-    found = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*S\(\d\)[^}]*\})?", shape)
-    return sum(
-        BYTES.get(kind, 0) * math.prod(int(of) for of in dims.split(",") if of)
-        for kind, dims, elsewhere in found
-        if not elsewhere
-    )
-
-
-def traffic(text: str) -> list[tuple[int, str, str]]:
-    """(bytes read and written, instruction, the operation that it comes from) of each kernel of an optimised program.
-
-    What loops do inside is not counted (ten views are one). What is copied ahead of its use counts where it arrives.
-    """
-    sizes: dict[str, int] = {}
-    shapes: dict[str, str] = {}
-    sources: dict[str, str] = {}  # of what is on its way
-    found = []
-    for line in text[text.index("\nENTRY") :].splitlines()[1:]:
-        match = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)", line)
-        if not match:
-            continue
-        name, shape, kind, rest = match.groups()
-        operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-        sizes[name], shapes[name] = bytes_of(shape), shape
-        if kind in ("copy-start", "slice-start"):
-            sources[name] = shapes.get(operands[0], "")
-        elif kind in ("copy-done", "slice-done"):
-            read = bytes_of(re.sub(r"S\(\d\)", "", shape)) if "S(" not in sources[operands[0]] else 0
-            found.append((read + sizes[name], f"{kind} {name}", ""))
-        elif kind not in MOVE_NOTHING and not kind.endswith("-done") and "ConcatBitcast" not in line:
-            source = re.search(r'op_name="([^"]*)"', line)
-            moved = sizes[name] + sum(sizes.get(of, 0) for of in operands)
-            found.append((moved, f"{kind} {name}", source[1] if source else ""))
-    return found
 
 
 def least_bytes(task: str, precision: str, batch: int) -> int:

@@ -70,24 +70,36 @@ def images_of(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ours(case: Case) -> Callable[[], Any]:
+    if case.task == "train":
+        return stepping(*training(case))
     layers, size = TABLES[case.table]
     devices = jax.local_devices()[:1]
     net = AlexNet(tuned(layers, devices), jnp.dtype(case.precision))
-    images, labels = images_of(case)
+    variables = net.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False)
+    apply = jax.jit(functools.partial(net.apply, train=False), compiler_options=xla.compiler_options(devices))
+    inputs, variables = jax.device_put((images_of(case)[0], variables), devices[0])
+    return lambda: apply(variables, inputs)
+
+
+def training(case: Case) -> tuple[Callable, Any, Batch]:
+    """This package's training step, its state and a batch, on one device."""
+    layers, size = TABLES[case.table]
+    devices = jax.local_devices()[:1]
+    net = AlexNet(tuned(layers, devices), jnp.dtype(case.precision))
     config = Config(crop_size=size, learning_rate=0.01)
     optimizer = configured_rule(config, 100.0)
     state = parallel.replicate(init_state(net, optimizer, image_size=size), devices)
-    if case.task == "infer":
-        options = xla.compiler_options(devices)
-        apply = jax.jit(functools.partial(net.apply, train=False), compiler_options=options)
-        inputs, variables = jax.device_put(images, devices[0]), jax.device_put({"params": state.params}, devices[0])
-        return lambda: apply(variables, inputs)
+    _, labels = images_of(case)
     stored = size * 8 // 7
     pixels = np.random.default_rng(0).integers(0, 256, (case.batch, stored, stored, 3), np.uint8)
     statistics = Statistics(np.full((stored, stored, 3), 128.0), np.eye(3))
     one = make_train_step(net, optimizer, tuned_augmentation(config, statistics, 100.0, devices))
     step = parallel.pmap_step(one, devices, donate_state=True)
-    batch = parallel.shard(Batch(pixels, labels), devices)
+    return step, state, parallel.shard(Batch(pixels, labels), devices)
+
+
+def stepping(step: Callable, state: Any, batch: Batch) -> Callable[[], Any]:
+    """One step more each time that it is called."""
 
     def one_step() -> Any:
         nonlocal state

@@ -126,15 +126,15 @@ def ceiling(precision: str) -> float:
     return best
 
 
-def cases(tables: list[str], precisions: list[str], batches: list[int]) -> Iterator[Case]:
-    for table, precision, batch in itertools.product(tables, precisions, batches):
-        yield Case("train", table, precision, batch)
-        if table != "CIFAR-sized":
-            yield Case("infer", table, precision, batch)
+def cases(tasks: list[str], tables: list[str], precisions: list[str], batches: list[int]) -> Iterator[Case]:
+    for table, precision, batch, task in itertools.product(tables, precisions, batches, tasks):
+        if (task, table) != ("infer", "CIFAR-sized"):
+            yield Case(task, table, precision, batch)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default="train,infer")
     parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--precisions", default="float32")
     parser.add_argument("--batches", default="128")
@@ -157,22 +157,20 @@ def main() -> None:
         getattr(arguments, name).split(",") for name in ("tables", "precisions", "contenders")
     )
     inner = arguments.inner or (3 if platform == "cpu" else 20)
-    rows = [
-        {**dataclasses.asdict(case), "gflop_per_image": case.flop_per_image / 1e9}
-        | {"results": measured(case, contenders, arguments.repeats, inner, arguments.pytorchs_python)}
-        for case in cases(tables, precisions, batches)
-    ]
     ceilings = {precision: ceiling(precision) for precision in precisions}
-    if not arguments.quick:
-        device = jax.devices()[0].device_kind
-        torch = subprocess.run(
-            [arguments.pytorchs_python, "-c", "import torch; print(torch.__version__)"], check=True, text=True,
-            capture_output=True,
-        ).stdout.strip()  # fmt: skip
-        save(
-            arguments.log or f"throughput_{platform}", device=device, ceiling_tflops=ceilings, rows=rows, torch=torch,
-            threads=threads(),
-        )  # fmt: skip
+    about = {"device": jax.devices()[0].device_kind, "ceiling_tflops": ceilings, "threads": threads(),
+             "torch": version_of_pytorch(arguments.pytorchs_python)}  # fmt: skip
+    rows = []
+    for case in cases(arguments.tasks.split(","), tables, precisions, batches):
+        results = measured(case, contenders, arguments.repeats, inner, arguments.pytorchs_python)
+        rows.append({**dataclasses.asdict(case), "gflop_per_image": case.flop_per_image / 1e9, "results": results})
+        if not arguments.quick:  # after each, since it may be ended early
+            save(arguments.log or f"throughput_{platform}", **about, rows=rows)
+
+
+def version_of_pytorch(interpreter: str) -> str:
+    command = [interpreter, "-c", "import torch; print(torch.__version__)"]
+    return subprocess.run(command, check=True, text=True, capture_output=True).stdout.strip()
 
 
 if __name__ == "__main__":

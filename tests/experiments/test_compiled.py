@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "experiments"))
-from compiled import bytes_of, least_bytes, traffic, wider_products
+from compiled import least_bytes, wider_products
+from program_text import bytes_of, traffic
 
 TEXT = """\
 HloModule jit_step
