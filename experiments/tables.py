@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import first_minutes
-from cifar_tables import claims, draw, figure1, lrn_on_cifar10, overfitting_and_cures
+from cifar_tables import draw, figure1, lrn_on_cifar10, overfitting_and_cures
+from claims_tables import claims, every_claim
 from photo_tables import ablations, specialisation, table2
-from record import log, mean_and_std, table, where
+from record import READ, log, mean_and_std, table, where
 from speed_tables import (
     breakdown,
     compiled,
@@ -154,16 +155,28 @@ TABLES = {"first_minutes": first_minutes.page} | {
     for of in (
         first_runs, first_steps, two_gpus, kills, precision, jpeg_decoders, prepare_speed, input_speed, feeding,
         imagenet_plan, throughput, throughput_costs, compiled, breakdown, startup, figure1, lrn_on_cifar10,
-        overfitting_and_cures, ablations, specialisation, table2, claims,
+        overfitting_and_cures, ablations, specialisation, table2, claims, every_claim,
     )
 }  # fmt: skip
+
+
+def marked(name: str) -> str:
+    """A table, and which of its logs are older than the last change of the files that they measured."""
+    READ.clear()
+    text = TABLES[name]()
+    reasons: dict[str, list[str]] = {}
+    for of, reason in sorted(READ.items()):
+        if reason:
+            reasons.setdefault(reason, []).append(f"`{of}`")
+    notes = [f"{', '.join(logs)}: of {reason}" for reason, logs in reasons.items()]
+    return f"{text}\n\n<sub>Not of the code as it is now. {'; '.join(notes)}.</sub>" if notes else text
 
 
 def rendered(text: str) -> str:
     """The page with each `<!-- table: name -->` … `<!-- end -->` filled in."""
     return re.sub(
         r"<!-- table: (\w+) -->.*?<!-- end -->",
-        lambda match: f"<!-- table: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->",
+        lambda match: f"<!-- table: {match[1]} -->\n{marked(match[1])}\n<!-- end -->",
         text,
         flags=re.DOTALL,
     )
