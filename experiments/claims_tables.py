@@ -1,6 +1,5 @@
 """The table of every empirical claim of the paper, in its order, with what is known here; tables.py writes it."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -149,11 +148,12 @@ def _neighbors() -> str:
         return "not run: `python experiments/kernels_and_neighbors.py`"
     values = log("kernels_and_neighbors")
     of = {name: Interval(*found) for name, found in values["neighbors"].items()}
+    shares = [100 * of[f"same class, by {what}"].value for what in ("features", "pixels")]
+    place = of["place by pixels of the nearest by features"]
     return (
-        f"of the nearest by features {100 * of['same class, by features'].value:.1f} % have the class, by pixels "
-        f"{100 * of['same class, by pixels'].value:.1f} %: {points(of['features minus pixels'])}; the nearest by features is farther by "
-        f"pixels than {of['place by pixels of the nearest by features'].text(100, '.1f')} % of all; n = {values['images']} "
-        "images, one run"
+        f"of the nearest by features {shares[0]:.1f} % have the class, by pixels {shares[1]:.1f} %: "
+        f"{points(of['features minus pixels'])}; by pixels {place.text(100, '.1f')} % of all are nearer than the "
+        f"nearest by features; n = {values['images']} images, one run"
     )
 
 
@@ -209,7 +209,7 @@ def _columns() -> str:
 
 def _sizes() -> str:
     rows = summary(ORIGINAL)
-    neurons = sum(math.prod(row.output_shape) for row in rows)
+    neurons = sum(row.neurons for row in rows)
     return f"{sum(row.parameters for row in rows):,} parameters, {neurons:,} neurons"
 
 

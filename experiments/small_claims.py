@@ -118,9 +118,8 @@ def averages(run: Run, layers: Layers, images: int = 1000, networks: int = 200) 
     """Of test images: the answers with outputs × 0.5 beside the normalised geometric mean of the answers of `networks`
     dropout networks, beside their arithmetic mean, and beside one of them. Divergences are in nats, errors top-1.
     """
-    batch = input_pipeline.batch_of(
-        run.dataset, "validation", np.arange(images) * (len(run.dataset.splits["validation"]) // images)
-    )
+    numbers = np.linspace(0, len(run.dataset.splits["validation"]) - 1, images).astype(int)
+    batch = input_pipeline.batch_of(run.dataset, "validation", numbers)
     mean_image = jnp.asarray(run.dataset.statistics.mean_image, jnp.float32)
     views = center_view(subtract_mean(jnp.asarray(batch.images), mean_image), run.config.crop_size)
     params = jax.device_get(run.state.params)
