@@ -101,9 +101,10 @@ def main() -> None:
     of_images = neighbors(network, dataset)
     for name, of in {**values["above 95 % of the random ones"], **of_images}.items():
         print(f"{name}: {of}")
+    epochs = network.step * network.config.batch_size / len(dataset.splits["train"])
     save(
-        "kernels_and_neighbors", epochs=network.config.epochs, seed=network.config.seed, steps=network.step,
-        kernels=values, neighbors=of_images, images=len(dataset.splits["validation"]),
+        "kernels_and_neighbors", epochs=epochs, seed=network.config.seed, kernels=values, neighbors=of_images,
+        images=len(dataset.splits["validation"]),
     )  # fmt: skip
 
 

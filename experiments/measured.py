@@ -22,7 +22,6 @@ MEASURED: dict[str, tuple[str, ...]] = {  # by experiment; its own file counts a
     "ablations": (*TRAINING, "experiments/training.py", "alexnet_jax/paper/architectures.py"),
     "breakdown": SPEED,
     "compiled": (*SPEED, "alexnet_jax/device/accelerator_forms.py"),
-    "counts": ("alexnet_jax/paper/architectures.py", "alexnet_jax/paper/model.py"),
     "feeding": (*SPEED, *READING),
     "first_minutes": (*SPEED, *TRAINING, "alexnet_jax/data/shapes.py"),
     "first_runs": (*SPEED, *TRAINING, "alexnet_jax/data/shapes.py"),
@@ -74,10 +73,10 @@ def outdated(values: dict[str, Any]) -> str:
     """Why a log may be of other code than there is now, in a few words; "" where it is of this code."""
     changed: set[str] = set()
     for made in _circumstances(values):
+        if str(made["commit"]).endswith("-dirty"):
+            return "code that was not committed"
         if "measured" not in made:
             return "older code"
-        if str(made["commit"]).endswith("-dirty"):
-            return "uncommitted code"
         for file, digest in made["measured"].items():
             if _digest(file) != digest:
                 changed.add(file)

@@ -3,7 +3,7 @@
 import ablations as ablation
 import table2 as small
 from intervals import Interval, difference, of_other_images
-from record import log, mean_and_std, table, where
+from record import RESULTS, log, mean_and_std, table, where
 
 
 def rise(variant: str, kind: str = "top1_error", of: str = "ablations", base: str = "demo") -> Interval:
@@ -49,6 +49,50 @@ def specialisation() -> str:
         "chance."
     )
     return f"{table(['variant', 'colourfulness of the two GPUs, by run', 'by chance'], rows)}\n\n{note}"
+
+
+def small_claims() -> str:
+    """Of each variant of the small network: how much its errors and losses differ from the whole network's."""
+    if not (RESULTS / "small_claims.json").exists():
+        return "Not run yet."
+    values, rows = log("small_claims"), []
+    kinds = {"training_error": (100, "+.1f"), "test_error": (100, "+.1f"), "first_loss": (1, "+.3f")}
+    for name, trainings in values["results"].items():
+        of = [training["result"] for training in trainings]
+        cells = []
+        for kind, (scale, form) in kinds.items():
+            cells.append(mean_and_std((scale * run[kind] for run in of), form[1:]))
+            cells.append("" if name == "small" else rise(name, kind, "small_claims", "small").text(scale, form))
+        rows.append([name, *cells])
+    header = [
+        "variant", "training error, %", "against small", "test error, %", "against small",
+        "training loss after 100 steps, nats", "against small",
+    ]  # fmt: skip
+    kept = values["results"]["small"][0]
+    note = (
+        f"{values['epochs']:g} epochs; mean ± standard deviation; seeds {', '.join(map(str, values['seeds']))}; "
+        f"differences with their 95 % intervals; {where(kept)}."
+    )
+    return f"{table(header, rows)}\n\n{note}"
+
+
+def kernels_and_neighbors() -> str:
+    """How selective learned kernels are, beside random ones; and what the nearest images are."""
+    if not (RESULTS / "kernels_and_neighbors.json").exists():
+        return "Not run yet."
+    values = log("kernels_and_neighbors")
+    rows = []
+    for kind, share in values["kernels"]["above 95 % of the random ones"].items():
+        learned, (mean, std) = values["kernels"]["learned"][kind], values["kernels"]["random"][kind]
+        rows.append([kind, mean_and_std(learned, ".2f"), f"{mean:.2f} ± {std:.2f}", f"{100 * share:.0f} %"])
+    kernels = table(["selective for", "learned kernels", "random kernels", "above 95 % of the random ones"], rows)
+    found = [[name, Interval(*of).text(100, ".1f") + " %"] for name, of in values["neighbors"].items()]
+    images = table(["nearest training image", "of the validation images (95 %)"], found)
+    note = (
+        f"One run, seed {values['seed']}, {values['epochs']:g} epochs; {values['images']:,} validation images; the "
+        f"place is the share of all training images that are nearer by pixels; {where(values)}."
+    )
+    return f"{kernels}\n\n{images}\n\n{note}"
 
 
 def gain(row: str, kind: str) -> Interval:

@@ -14,7 +14,7 @@ from typing import Any
 import first_minutes
 from cifar_tables import draw, figure1, lrn_on_cifar10, overfitting_and_cures
 from claims_tables import claims, every_claim
-from photo_tables import ablations, specialisation, table2
+from photo_tables import ablations, kernels_and_neighbors, small_claims, specialisation, table2
 from record import READ, log, mean_and_std, table, where
 from speed_tables import (
     breakdown,
@@ -155,7 +155,8 @@ TABLES = {"first_minutes": first_minutes.page} | {
     for of in (
         first_runs, first_steps, two_gpus, kills, precision, jpeg_decoders, prepare_speed, input_speed, feeding,
         imagenet_plan, throughput, throughput_costs, compiled, breakdown, startup, figure1, lrn_on_cifar10,
-        overfitting_and_cures, ablations, specialisation, table2, claims, every_claim,
+        overfitting_and_cures, ablations, specialisation, table2, small_claims, kernels_and_neighbors,
+        claims, every_claim,
     )
 }  # fmt: skip
 
