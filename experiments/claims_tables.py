@@ -37,10 +37,13 @@ def times(of: Interval | None) -> str:
 
 
 def of_small(write: Callable[[], str]) -> Callable[[], str]:
-    """What is written from small_claims.json, where it is there."""
+    """What is written from small_claims.json, where what it needs is there."""
 
     def result() -> str:
-        return write() if (RESULTS / "small_claims.json").exists() else "not run: `python experiments/small_claims.py`"
+        try:
+            return write()
+        except (FileNotFoundError, KeyError):  # no log, or one without this variant
+            return "not run: `python experiments/small_claims.py`"
 
     return result
 
@@ -102,8 +105,10 @@ def _overlap() -> str:
 
 
 def _removing() -> str:
-    parts = [f"conv{n} {points(small(f'without conv{n}', 'test_error'))}" for n in (2, 3, 4, 5)]
-    return f"test error without {'; '.join(parts)}; {seeds('small_claims')}"
+    run = [n for n in (2, 3, 4, 5) if f"without conv{n}" in log("small_claims")["results"]]
+    parts = [f"conv{n} {points(small(f'without conv{n}', 'test_error'))}" for n in run]
+    others = ", ".join(f"conv{n}" for n in range(1, 6) if n not in run)
+    return f"test error without {'; '.join(parts)}; {seeds('small_claims')}; not run: {others}" if run else "not run"
 
 
 def _decay() -> str:

@@ -16,12 +16,14 @@ widths. Each variant differs from it by the one thing that its name says; the ra
 
 Expected: nothing; with 5,000 images and minutes of training an effect of the paper's size is not resolved. Finished
 trainings stay in DIR; the same command goes on after them. --name=… and --seeds=… do a part, so that several processes
-can share the work; the command without them then writes the log.
+can share the work. The log has the variants that all seeds have finished.
 """
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -51,7 +53,7 @@ from alexnet_jax.paper.architectures import no_normalization, one_gpu
 from alexnet_jax.paper.augment import center_view, subtract_mean
 from alexnet_jax.paper.table import Layers
 
-EPOCHS, FIRST_STEPS, ONE_IN = 8.0, 100, 10
+EPOCHS, FIRST_STEPS, ONE_IN = 6.0, 100, 10
 SMALL: Layers = (
     Conv(16, 5, padding=2, std=0.03, then=(relu, lrn, largest)),
     Conv(32, 5, padding=2, groups=2, std=0.05, bias=1.0, then=(relu, lrn, largest)),
@@ -63,7 +65,7 @@ SMALL: Layers = (
     Dense(10, std=0.06),
 )
 CONFIG = Config(
-    crop_size=28, batch_size=32, color_scale=0.0, learning_rate=0.01, learning_rate_drops=(6.0,), epochs=EPOCHS
+    crop_size=28, batch_size=32, color_scale=0.0, learning_rate=0.01, learning_rate_drops=(5.0,), epochs=EPOCHS
 )
 apart = functools.partial(max_pool, window=2, stride=2, ceil_mode=True)  # 28 → 14 → 7 → 4, as overlapping
 
@@ -152,12 +154,20 @@ def averages(run: Run, layers: Layers, images: int = 1000, networks: int = 200) 
 
 def main() -> None:
     arguments = parsed(__doc__, quick=False, name=VARIANTS)
-    results: dict[str, list[Any]] = {name: [] for name in arguments.name}
-    for seed in arguments.seeds:
-        for name, of in results.items():
+
+    def file(name: str, seed: int) -> Path:
+        return arguments.workdir / f"{name}_{seed}_{EPOCHS:g}.json"
+
+    for name in arguments.name:
+        for seed in arguments.seeds:
             compute = functools.partial(trained, name, arguments.dataset, seed)
-            of.append(remembered(arguments.workdir / f"{name}_{seed}_{EPOCHS:g}.json", arguments.dataset, compute))
-    if len(results) == len(VARIANTS):
+            remembered(file(name, seed), arguments.dataset, compute)
+    results = {
+        name: [json.loads(file(name, seed).read_text()) for seed in arguments.seeds]
+        for name in VARIANTS
+        if all(file(name, seed).exists() for seed in arguments.seeds)
+    }
+    if "small" in results and len(results) > 1:
         save("small_claims", seeds=arguments.seeds, epochs=EPOCHS, results=results)
 
 

@@ -161,8 +161,11 @@ def test_tables_and_pictures(tmp_path, monkeypatch):
         f"lrn_cifar10_{epochs}_epochs": {
             "epochs": epochs,
             "results": {
-                network: [kept(top1_error=of, ten_views_top1_error=of / 2, training_error=0) for of in (0.1, 0.2)]
-                for network in lrn_cifar10.NETWORKS
+                network: [
+                    kept(top1_error=of, ten_views_top1_error=of / 2 - number / 100, training_error=0)
+                    for of in (0.1, 0.2)
+                ]
+                for number, network in enumerate(lrn_cifar10.NETWORKS)
             },
         }
         for epochs in (7, 450)
@@ -173,12 +176,14 @@ def test_tables_and_pictures(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr(cifar_tables, "PICTURES", tmp_path / "figures")
     where = "2 cores of an P, jax 1, D."
-    assert "| 3 conv + fc10 | 0.001 | 3.0 ± 1.4 | 0.001 | 16.0 ± 11.3 | 5.0 ± 1.4 |\n" in cifar_tables.figure1()
+    assert "| 3 conv + fc10 | 0.001 | 3.0 ± 1.4 | 0.001 | 16.0 ± 11.3 | 5.3 (" in cifar_tables.figure1()
+    assert "2 seeds (the log does not name them)" in cifar_tables.figure1()
     assert cifar_tables.figure1().endswith(where)
     for epochs, paper in ((7, ""), (450, "11 %")):  # the paper's figure is of the full schedule
-        row = f"| 11 % network | {epochs} | 2 | 0.00 ± 0.00 % | 15.00 ± 7.07 % | 7.50 ± 3.54 % | {paper} |\n"
-        assert row in cifar_tables.lrn_on_cifar10()
-    assert "| both | 30.0 % | 45.0 % | 45.0 % | 2.50 | 4 | 3.0 |\n" in cifar_tables.overfitting_and_cures()
+        # ± 4.303 · √(2 · 3.54² / 2) points: Student's t of two degrees of freedom
+        row = f"| 11 % network | {epochs} | 2 | 0.00 ± 0.00 % | 15.00 ± 7.07 % | 5.50 ± 3.54 % | "
+        assert f"{row}-2.00 (-17.21 to +13.21) | {paper} |\n" in cifar_tables.lrn_on_cifar10()
+    assert "| both | 30.0 % | 45.0 % |  | 45.0 % | 2.50 | 4 | 3.0 |\n" in cifar_tables.overfitting_and_cures()
     cifar_tables.draw()
     assert {file.name for file in (tmp_path / "figures").iterdir()} == {"relu_vs_tanh.png", "overfitting.png"}
 
