@@ -52,12 +52,10 @@ def ratio(after: Sequence[float], before: Sequence[float]) -> Interval:
     return Interval(value, value * math.exp(-half), value * math.exp(half), null=1.0)
 
 
-def mean(values: Sequence[float], null: float = 0.0) -> Interval:
-    """Of the mean over seeds, by Student's t."""
-    value, half = statistics.mean(values), 0.0
-    if len(values) > 1:
-        half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return Interval(value, value - half, value + half, null)
+def share(count: int, of: int, null: float) -> Interval:
+    """Of as many cases, by the exact binomial test."""
+    ends = stats.binomtest(count, of).proportion_ci()
+    return Interval(count / of, float(ends.low), float(ends.high), null)
 
 
 def of_other_images(after: tuple[float, float, float], before: tuple[float, float, float]) -> Interval:

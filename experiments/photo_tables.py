@@ -2,7 +2,7 @@
 
 import ablations as ablation
 import table2 as small
-from intervals import Interval, difference, of_other_images
+from intervals import Interval, difference, of_other_images, share
 from record import RESULTS, log, mean_and_std, table, where
 
 
@@ -35,6 +35,17 @@ def ablations() -> str:
     return f"{table(header, rows)}\n\n{note}"
 
 
+def specialised() -> str:
+    """How many runs are, and whether that is more than by chance."""
+    runs = log("specialisation")["runs"].values()
+    special = sum(found["chance"] < 0.05 for found in runs)
+    found = share(special, len(runs), null=0.05)
+    return (
+        f"{special} of {len(runs)} runs are specialised by this measure, {found.text(100, '.0f')} %; by chance it would "
+        f"be 5 %: {found.verdict()}."
+    )
+
+
 def specialisation() -> str:
     values = log("specialisation")
     rows = []
@@ -43,11 +54,7 @@ def specialisation() -> str:
         means = "; ".join(" and ".join(f"{mean:.2f}" for mean in found["means"]) for found in of)
         rows.append([name, means, "; ".join(f"{found['chance']:.1%}" for found in of)])
     runs = values["runs"].values()
-    special = sum(found["chance"] < 0.05 for found in runs)
-    note = (
-        f"{special} of {len(runs)} runs are specialised by this measure, where {0.05 * len(runs):.1f} would be by "
-        "chance."
-    )
+    note = f"{specialised()} Of the trainings in the log `ablations`, three seeds each."
     return f"{table(['variant', 'colourfulness of the two GPUs, by run', 'by chance'], rows)}\n\n{note}"
 
 

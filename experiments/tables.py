@@ -14,6 +14,7 @@ from typing import Any
 import first_minutes
 from cifar_tables import draw, figure1, lrn_on_cifar10, overfitting_and_cures
 from claims_tables import claims, every_claim
+from intervals import difference
 from photo_tables import ablations, kernels_and_neighbors, small_claims, specialisation, table2
 from record import READ, log, mean_and_std, table, where
 from speed_tables import (
@@ -141,10 +142,12 @@ def precision() -> str:
         abs(statistics.mean(a) - statistics.mean(b)) for a, b in zip(losses["float32"], losses["bfloat16"], strict=True)
     ]
     noise = [statistics.stdev(of) for of in losses["float32"]]
+    errors = difference(*([run["top1_error"] for run in runs[name]] for name in ("bfloat16", "float32")))
     note = (
         f"Training loss, mean of half an epoch; {len(runs['float32'])} seeds, mean ± standard deviation. The two "
         f"precisions' means are {statistics.mean(apart):.3f} apart on average over the {len(epochs)} half epochs, "
-        f"where the seeds' standard deviation in float32 is {statistics.mean(noise):.3f}; {where(values)}."
+        f"where the seeds' standard deviation in float32 is {statistics.mean(noise):.3f}. "
+        f"The error in bfloat16 differs by {errors.text(100)} points (95 % interval), {errors.verdict()}; {where(values)}."
     )
     header = ["loss after epoch", *(f"{float(epoch):g}" for epoch in shown), "top-1 error, validation"]
     return f"{table(header, rows)}\n\n{note}"
