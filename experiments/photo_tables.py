@@ -41,8 +41,8 @@ def specialised() -> str:
     special = sum(found["chance"] < 0.05 for found in runs)
     found = share(special, len(runs), null=0.05)
     return (
-        f"{special} of {len(runs)} runs are specialised by this measure, {found.text(100, '.0f')} %; by chance it would "
-        f"be 5 %: {found.verdict()}."
+        f"{special} of {len(runs)} runs are specialised by this measure, {found.text(100, '.0f')} %; by chance it "
+        f"would be 5 %: {found.verdict()}."
     )
 
 
@@ -53,7 +53,6 @@ def specialisation() -> str:
         of = [found for run, found in values["runs"].items() if run.rsplit(",", 1)[0] == name]
         means = "; ".join(" and ".join(f"{mean:.2f}" for mean in found["means"]) for found in of)
         rows.append([name, means, "; ".join(f"{found['chance']:.1%}" for found in of)])
-    runs = values["runs"].values()
     note = f"{specialised()} Of the trainings in the log `ablations`, three seeds each."
     return f"{table(['variant', 'colourfulness of the two GPUs, by run', 'by chance'], rows)}\n\n{note}"
 
@@ -89,9 +88,9 @@ def kernels_and_neighbors() -> str:
         return "Not run yet."
     values = log("kernels_and_neighbors")
     rows = []
-    for kind, share in values["kernels"]["above 95 % of the random ones"].items():
+    for kind, above in values["kernels"]["above 95 % of the random ones"].items():
         learned, (mean, std) = values["kernels"]["learned"][kind], values["kernels"]["random"][kind]
-        rows.append([kind, mean_and_std(learned, ".2f"), f"{mean:.2f} ± {std:.2f}", f"{100 * share:.0f} %"])
+        rows.append([kind, mean_and_std(learned, ".2f"), f"{mean:.2f} ± {std:.2f}", f"{100 * above:.0f} %"])
     kernels = table(["selective for", "learned kernels", "random kernels", "above 95 % of the random ones"], rows)
     found = [[name, Interval(*of).text(100, ".1f") + " %"] for name, of in values["neighbors"].items()]
     images = table(["nearest training image", "of the validation images (95 %)"], found)

@@ -147,7 +147,8 @@ def precision() -> str:
         f"Training loss, mean of half an epoch; {len(runs['float32'])} seeds, mean ± standard deviation. The two "
         f"precisions' means are {statistics.mean(apart):.3f} apart on average over the {len(epochs)} half epochs, "
         f"where the seeds' standard deviation in float32 is {statistics.mean(noise):.3f}. "
-        f"The error in bfloat16 differs by {errors.text(100)} points (95 % interval), {errors.verdict()}; {where(values)}."
+        f"The error in bfloat16 differs by {errors.text(100)} points (95 % interval), {errors.verdict()}; "
+        f"{where(values)}."
     )
     header = ["loss after epoch", *(f"{float(epoch):g}" for epoch in shown), "top-1 error, validation"]
     return f"{table(header, rows)}\n\n{note}"
