@@ -6,10 +6,10 @@
 PHOTOS: prepared photographs; the numbers in results/ are of ten ImageNet classes of 400 training and 100 validation
 photographs each. OTHERS: prepared images of the same size, of other classes; there, 30,000 of CIFAR-10 enlarged. Five
 networks, `demo`, are trained alike but for the seed; one with a sixth convolution is trained on OTHERS, and then on
-PHOTOS from there, with a tenth of the rate in what they bring. All through the package: training, --init_from,
-evaluation of several networks. Expected: ten views and five networks lower the error, and each is seen. Finished
-trainings stay in DIR; the same command goes on after them. --name=… does a part, so that several processes can share
-the work; the command without it then writes the log.
+PHOTOS from there, with a tenth of the rate in the weights that it brings. All through the package: training,
+--init_from, evaluation of several networks. Expected: ten views and five networks lower top-1 by about two points each;
+of 1,000 images and one training neither is resolved. Finished trainings stay in DIR; the same command goes on after
+them. --name=… does a part, so that several processes can share the work; the command without it then writes the log.
 """
 
 import argparse

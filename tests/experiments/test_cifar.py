@@ -13,6 +13,7 @@ from conftest import CROP, TINY
 
 from alexnet_jax import Config, fit, load, open_dataset, prepare
 from alexnet_jax.data import input_pipeline
+from alexnet_jax.paper import optim
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import cifar
@@ -111,6 +112,26 @@ def test_what_lrn_cifar10_keeps_of_a_training(prepared, monkeypatch, tmp_path):
     assert [epoch for epoch, _ in found["curve"]] == pytest.approx([step * 12 / 50 for step in (5, 9, 12)])
     assert found["curve"][-1][1] == found["top1_error"]
     assert 0 <= found["ten_views_top1_error"] <= 1
+
+
+@pytest.mark.parametrize(("network", "first_drop"), [("13 % network", 120), ("11 % network", 430)])
+def test_the_schedules_recorded_in_2012_lower_the_rates_of_the_weights_only(monkeypatch, tmp_path, network, first_drop):
+    class Seen(Exception):
+        pass
+
+    def fitted(network, data, config, folder):
+        raise Seen(config)
+
+    monkeypatch.setattr(lrn_cifar10, "fitted", fitted)
+    monkeypatch.setattr(lrn_cifar10, "open_dataset", lambda _: None)
+    epochs = lrn_cifar10.RECORDED[network]
+    assert epochs == first_drop + 20
+    with pytest.raises(Seen) as seen:
+        lrn_cifar10.trained(network, "", seed=0, epochs=epochs, folder=tmp_path)
+    rates = optim.learning_rates(seen.value.args[0], steps_per_epoch=1)
+    at = [0, first_drop - 1, first_drop, first_drop + 10]
+    np.testing.assert_allclose([rates["kernel"](step) for step in at], [1e-3, 1e-3, 1e-4, 1e-5], rtol=1e-5)
+    np.testing.assert_allclose([rates["bias"](step) for step in at], [2e-3] * 4, rtol=1e-5)
 
 
 def test_what_was_computed_is_remembered_for_one_data_set(prepared, tmp_path, monkeypatch):
