@@ -18,7 +18,7 @@ from alexnet_jax.paper.architectures import PAPER, six_conv
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.optim import configured_rule
 from alexnet_jax.paper.table import with_column
-from alexnet_jax.paper.train_state import init_params, shapes_of_params
+from alexnet_jax.paper.train_state import shapes_of_params
 
 CROP, CLASSES = 67, tuple("abcdefghij")
 # As many outputs as hidden units: fc8 of five convolutions has the shapes of the hidden fc8 of six.
@@ -31,10 +31,14 @@ def dataset(prepared):
     return dataclasses.replace(datasets.open_dataset(str(prepared)), class_names=CLASSES)
 
 
+def random_params(layers, seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda of: rng.standard_normal(of.shape).astype(np.float32), names(layers))
+
+
 def saved(layers, file):
     """A network of random parameters, as a file that a run can begin with."""
-    net = AlexNet(layers)
-    params = jax.tree.map(np.asarray, init_params(net, jax.random.key(7), CROP))
+    net, params = AlexNet(layers), random_params(layers, seed=7)
     one_file.save(Trained(file, 0, Config(crop_size=CROP), "", CLASSES, np.zeros((70, 70, 3)), net, params), file)
     return params
 
@@ -71,7 +75,7 @@ def test_each_parameter_moves_at_its_own_rate(tmp_path, dataset, scale, bias_sca
     )  # fmt: skip
     net = AlexNet(six_conv(FIVE))
     origin = find_origin(config, tmp_path / "run", net, dataset)
-    params = origin.into(init_params(net, jax.random.key(1), CROP))
+    params = origin.into(random_params(six_conv(FIVE), seed=1))
     optimizer = configured_rule(config, steps_per_epoch=1, taken=origin.taken)
     expected = {name: np.float64(value) for name, value in flatten_dict(params, sep="/").items()}
     velocity = {name: np.zeros_like(value) for name, value in expected.items()}
