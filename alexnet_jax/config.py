@@ -203,11 +203,12 @@ class Config:
     )
     decay_biases: bool = option(True, "whether the weight decay falls on biases too")
     init_from: str = option(
-        "", "folder of a run, from whose last checkpoint every parameter is taken whose name and shape agree (§6)"
+        "", "folder of a run, from whose last checkpoint each layer is taken whose name and shapes agree (§6)"
     )
     taken_rate_scale: float = option(
         0.1,
-        "what multiplies the learning rates of the parameters taken with init_from (2012: 0.1)",
+        "what multiplies the learning rates of the weights taken with init_from (2012: 0.1); their biases keep theirs; "
+        "0: both stay as they are",
         minimum=0,
         maximum=LARGEST_FACTOR,
     )

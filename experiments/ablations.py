@@ -5,10 +5,10 @@
 
 PHOTOS: prepared photographs; the numbers in results/ are of ten ImageNet classes of 400 training and 100 validation
 photographs each. The network is `demo`, the paper's at a fraction of its width, for 24 epochs; each variant differs by
-the one thing that its name says. Errors are those of the centre view. Expected: with so few photographs what is against
-overfitting counts most, and half a point of difference is less than what the seeds make. Finished trainings stay in
-DIR; the same command goes on after them. --variant=… and --seeds=… do a part, so that several processes can share the
-work; the command without them then writes the log.
+the one thing that its name says. Errors are those of the centre view. Expected: of three seeds only the loss of the
+normalisation is resolved; the other differences are smaller than what the seeds make. Finished trainings stay in DIR;
+the same command goes on after them. --variant=… and --seeds=… do a part, so that several processes can share the work;
+the command without them then writes the log.
 """
 
 import dataclasses

@@ -1,11 +1,13 @@
 """Tables and pictures of the experiments on CIFAR-10, from the logs in results/; tables.py writes them."""
 
+import math
 import statistics
 from typing import Any
 
 import lrn_cifar10
 import overfitting
 import relu_vs_tanh
+from intervals import Interval, difference, ratio
 from matplotlib.figure import Figure
 from record import RESULTS, log, mean_and_std, table, where
 from training import reached, smoothed
@@ -20,39 +22,20 @@ def of_trainings(kept: list[dict[str, Any]]) -> str:
     return "; ".join(dict.fromkeys(where(of) for of in kept))
 
 
-def times_faster(network: str) -> list[float]:
-    """By how many times ReLU comes to the target sooner, by seed."""
-    studies = (log("relu_vs_tanh")["results"][f"{network}, {name}"]["curves"] for name in ("ReLU", "tanh"))
-    pairs = zip(*([epochs_to_target(of["result"]) for of in study] for study in studies), strict=True)
-    return [tanh / relu for relu, tanh in pairs if None not in (relu, tanh)]
+def seeds_of(values: dict[str, Any], count: int) -> str:
+    named = values.get("seeds")
+    return f"seeds {', '.join(map(str, named))}" if named else f"{count} seeds (the log does not name them)"
+
+
+def times_faster(network: str) -> Interval | None:
+    """By how many times ReLU comes to the target sooner; None where one of the runs did not come there."""
+    studies = (log("relu_vs_tanh")["results"][f"{network}, {name}"]["curves"] for name in ("tanh", "ReLU"))
+    epochs = [[epochs_to_target(of["result"]) for of in study] for study in studies]
+    return None if any(None in of for of in epochs) else ratio(*epochs)  # type: ignore[arg-type]
 
 
 def epochs_to_target(curve: dict[str, list[float]]) -> float | None:
     return reached(list(zip(curve["epochs"], curve["errors"], strict=True)), relu_vs_tanh.TARGET)
-
-
-def claims() -> str:
-    """What the paper says of CIFAR-10 and of training in general, and what came out here."""
-    ratios = [f"{mean_and_std(times_faster(network))} ({network})" for network in relu_vs_tanh.NETWORKS]
-    lrn = log("lrn_cifar10_450_epochs")["results"]
-    errors = [
-        mean_and_std(100 * of["result"]["ten_views_top1_error"] for of in lrn[network])
-        for network in ("13 % network", "with normalisation alone", "11 % network")
-    ]
-    rows = [
-        ["Figure 1", "ReLU reaches 25 % training error six times faster than tanh", f"{', '.join(ratios)} times"],
-        [
-            "§3.3",
-            "a four-layer network: 13 % test error without normalisation, 11 % with",
-            f"{errors[0]} %, {errors[2]} %; by normalisation alone {errors[1]} %; seeds: {len(lrn['11 % network'])}",
-        ],
-        [
-            "§4.2",
-            "dropout roughly doubles the iterations to converge",
-            f"{dropout_takes():.1f} times the epochs to the same training error",
-        ],
-    ]
-    return table(["", "the paper", "here"], rows)
 
 
 def figure1() -> str:
@@ -69,11 +52,14 @@ def figure1() -> str:
             there = [epoch for epoch in found if epoch is not None]
             missed = f", {len(found) - len(there)} of {len(found)} never" if len(there) < len(found) else ""
             cells += [rate, (mean_and_std(there) if there else "–") + missed]
-        ratios = times_faster(network)
-        rows.append([*cells, mean_and_std(ratios) if ratios else "–"])
-    header = ["network", "ReLU: rate", "epochs to 25 %", "tanh: rate", "epochs to 25 %", "times faster (paper: six)"]
-    seeds = len(kept) // len(rows) // 2
-    note = f"Mean ± standard deviation of {seeds} seeds, of which the first has chosen the rate; {of_trainings(kept)}."
+        faster = times_faster(network)
+        rows.append([*cells, faster.text(form=".1f") if faster else "–"])
+    header = [
+        "network", "ReLU: rate", "epochs to 25 %", "tanh: rate", "epochs to 25 %",
+        "times faster, 95 % interval (paper: six)",
+    ]  # fmt: skip
+    seeds = seeds_of(log("relu_vs_tanh"), len(kept) // len(rows) // 2)
+    note = f"Mean ± standard deviation; {seeds}, of which the first has chosen the rate; {of_trainings(kept)}."
     return f"{table(header, rows)}\n\n{note}"
 
 
@@ -97,31 +83,68 @@ def draw_figure1() -> Figure:
     return figure
 
 
+def lrn_logs() -> list[dict[str, Any]]:
+    """The longest first; 0 epochs: as recorded."""
+    logs = [log(file.stem) for file in RESULTS.glob("lrn_cifar10_*_epochs.json")]
+    return sorted(logs, key=lambda values: -(values["epochs"] or math.inf))
+
+
+def lrn_difference(values: dict[str, Any], network: str, kind: str = "ten_views_top1_error") -> Interval | None:
+    """Of the errors of a network and of the 13 % network; None of one seed."""
+    with_it, without = (
+        [training["result"][kind] for training in values["results"][name]] for name in (network, "13 % network")
+    )
+    return difference(with_it, without) if len(with_it) > 1 else None
+
+
 def lrn_on_cifar10() -> str:
     """Test errors of the networks of "13 % → 11 %", by length of the training."""
     rows, kept = [], []
-    logs = [log(file.stem) for file in RESULTS.glob("lrn_cifar10_*_epochs.json")]
-    for values in sorted(logs, key=lambda values: -values["epochs"]):
+    for values in lrn_logs():
         for network in lrn_cifar10.NETWORKS:
             of = [training["result"] for training in values["results"][network]]
             kept += values["results"][network]
             kinds = ("training_error", "top1_error", "ten_views_top1_error")
             errors = [mean_and_std([100 * result[kind] for result in of], ".2f") + " %" for kind in kinds]
-            full = values["epochs"] == lrn_cifar10.EPOCHS
-            published = {"13 % network": "13 %", "11 % network": "11 %"} if full else {}
-            rows.append([network, f"{values['epochs']:g}", len(of), *errors, published.get(network, "")])
-    header = ["network", "epochs", "seeds", "training error", "test error, one view", "ten views", "paper, 450 epochs"]
-    return f"{table(header, rows)}\n\nMean ± standard deviation over the seeds; {of_trainings(kept)}."
+            epochs = values["epochs"] or lrn_cifar10.RECORDED[network]
+            published = {"13 % network": "13 %", "11 % network": "11 %"}
+            recorded = epochs == lrn_cifar10.RECORDED[network]
+            found = "" if network == "13 % network" else lrn_difference(values, network)
+            apart = "one seed: no interval" if found is None else found and found.text(100, "+.2f")
+            rows.append(
+                [network, f"{epochs:g}", len(of), *errors, apart, published.get(network, "") if recorded else ""]
+            )
+    header = [
+        "network", "epochs", "seeds", "training error", "test error, one view", "ten views",
+        "ten views, against the 13 % network", "paper, at the recorded length",
+    ]  # fmt: skip
+    return (
+        f"{table(header, rows)}\n\nMean ± standard deviation over the seeds; differences in points with their 95 % "
+        f"intervals; {of_trainings(kept)}."
+    )
 
 
 def epochs_to_learn(trainings: list[dict[str, Any]]) -> list[float]:
     return [epoch for of in trainings if (epoch := overfitting.learned(of["result"])) is not None]
 
 
-def dropout_takes() -> float:
-    """So many times the epochs until the training images are learned."""
-    with_it, without = (epochs_to_learn(log("overfitting")["results"][name]) for name in ("dropout", "neither"))
-    return statistics.mean(with_it) / statistics.mean(without)
+def dropout_takes() -> tuple[Interval, Interval]:
+    """By how many times dropout takes more epochs: until the training images are learned; until it has converged."""
+    with_it, without = (log("overfitting")["results"][name] for name in ("dropout", "neither"))
+    converged = [[overfitting.converged(of["result"]) for of in trainings] for trainings in (with_it, without)]
+    return ratio(epochs_to_learn(with_it), epochs_to_learn(without)), ratio(*converged)
+
+
+def gains_of(cure: str) -> dict[str, Interval]:
+    """By how much the test error at the end, and the gap between test and training error, differ with a cure."""
+    results = log("overfitting")["results"]
+    ends: dict[str, dict[str, list[float]]] = {}
+    for name in (cure, "neither"):
+        of = [training["result"] for training in results[name]]
+        test, training = ([run[f"{kind} error"][-1] for run in of] for kind in ("test", "training"))
+        gap = [a - b for a, b in zip(test, training, strict=True)]
+        ends[name] = {"test error": test, "gap": gap}
+    return {kind: difference(ends[cure][kind], ends["neither"][kind]) for kind in ("test error", "gap")}
 
 
 def overfitting_and_cures() -> str:
@@ -129,10 +152,12 @@ def overfitting_and_cures() -> str:
     for name, trainings in values["results"].items():
         kept += trainings
         of = [training["result"] for training in trainings]
+        several = len(trainings) > 1 and name != "neither"
         rows.append(
             [
                 name,
                 *(f"{mean_and_std(100 * run[kind][-1] for run in of)} %" for kind in ("training error", "test error")),
+                gains_of(name)["test error"].text(100) if several else "",
                 f"{mean_and_std(100 * min(run['test error']) for run in of)} %",
                 mean_and_std((run["test loss"][-1] for run in of), ".2f"),
                 mean_and_std((overfitting.converged(run) for run in of), ".0f"),
@@ -141,13 +166,20 @@ def overfitting_and_cures() -> str:
         )
     error = f"{100 * overfitting.LEARNED:.0f} % training error"
     header = [
-        "cure", "training error at the end", "test error", "lowest test error", "test loss", "epochs to converge",
-        f"to {error}",
+        "cure", "training error at the end", "test error", "against neither", "lowest test error", "test loss",
+        "epochs to converge", f"to {error}",
     ]  # fmt: skip
-    note = (
-        f"After {values['epochs']:g} epochs; mean ± standard deviation of {len(kept) // len(rows)} seeds. With dropout "
-        f"{error} takes {dropout_takes():.1f} times the epochs. Converged: the test error, mean of three looks, is "
-        f"within a point of its lowest; {of_trainings(kept)}."
+    count = len(kept) // len(rows)
+    note = f"After {values['epochs']:g} epochs; mean ± standard deviation; {seeds_of(values, count)}. "
+    if count > 1:
+        learned, converged = dropout_takes()
+        note += (
+            f"With dropout {error} takes {learned.text(form='.2f')} times the epochs, and convergence "
+            f"{converged.text(form='.2f')} times (95 % intervals). "
+        )
+    note += (
+        f"Converged: the test error, mean of three looks, is within a point of its lowest; differences in points with "
+        f"their 95 % intervals; {of_trainings(kept)}."
     )
     return f"{table(header, rows)}\n\n{note}"
 

@@ -88,7 +88,7 @@ def main() -> None:
             file = arguments.workdir / f"{name}_{seed}_{EPOCHS:g}_{EVERY:g}.json"
             of.append(remembered(file, arguments.dataset, compute))
     if len(results) == len(RUNS):
-        save("overfitting", epochs=EPOCHS, results=results)
+        save("overfitting", epochs=EPOCHS, seeds=arguments.seeds, results=results)
 
 
 if __name__ == "__main__":

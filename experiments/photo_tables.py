@@ -1,26 +1,49 @@
 """Tables of the experiments on photographs, from the logs in results/; tables.py writes them."""
 
-import statistics
-
 import ablations as ablation
 import table2 as small
-from record import log, mean_and_std, table, where
+from intervals import Interval, difference, of_other_images, share
+from record import RESULTS, log, mean_and_std, table, where
+
+
+def rise(variant: str, kind: str = "top1_error", of: str = "ablations", base: str = "demo") -> Interval:
+    """By how much a variant's error is above that of the network that it varies."""
+    found, before = ([run["result"][kind] for run in log(of)["results"][name]] for name in (variant, base))
+    return difference(found, before)
 
 
 def ablations() -> str:
     """Errors of each variant, and how much they rose, here and in 2012."""
     values, rows = log("ablations"), []
-    base = [training["result"] for training in values["results"]["demo"]]
     for name, trainings in values["results"].items():
         of = [training["result"] for training in trainings]
         kinds = ("training_error", "top1_error", "top5_error")
         errors = [mean_and_std(100 * result[kind] for result in of) + " %" for kind in kinds]
-        rise = statistics.mean(100 * (a["top1_error"] - b["top1_error"]) for a, b in zip(of, base, strict=True))
-        rows.append([name, *errors, "" if name == "demo" else f"{rise:+.1f}", ablation.VARIANTS[name].imagenet])
-    header = ["variant", "training error", "top-1", "top-5", "top-1 rises by", "in 2012, top-1 / top-5"]
+        found = [rise(name, kind) for kind in ("top1_error", "top5_error")] if name != "demo" else []
+        verdict = {True: "resolved", False: "not resolved", None: ""}[found[0].resolved if found else None]
+        rises = [of.text(100) for of in found] or ["", ""]
+        rows.append([name, *errors, *rises, verdict, ablation.VARIANTS[name].imagenet])
+    header = [
+        "variant", "training error", "top-1", "top-5", "top-1 rises by", "top-5 rises by", "top-1",
+        "in 2012, top-1 / top-5",
+    ]  # fmt: skip
     kept = values["results"]["demo"][0]
-    note = f"{values['epochs']:g} epochs; mean ± standard deviation of {len(base)} seeds; {where(kept)}."
+    note = (
+        f"{values['epochs']:g} epochs; mean ± standard deviation; seeds {', '.join(map(str, values['seeds']))}; "
+        f"differences in points with their 95 % intervals; {where(kept)}."
+    )
     return f"{table(header, rows)}\n\n{note}"
+
+
+def specialised() -> str:
+    """How many runs are, and whether that is more than by chance."""
+    runs = log("specialisation")["runs"].values()
+    special = sum(found["chance"] < 0.05 for found in runs)
+    found = share(special, len(runs), null=0.05)
+    return (
+        f"{special} of {len(runs)} runs are specialised by this measure, {found.text(100, '.0f')} %; by chance it "
+        f"would be 5 %: {found.verdict()}."
+    )
 
 
 def specialisation() -> str:
@@ -30,13 +53,61 @@ def specialisation() -> str:
         of = [found for run, found in values["runs"].items() if run.rsplit(",", 1)[0] == name]
         means = "; ".join(" and ".join(f"{mean:.2f}" for mean in found["means"]) for found in of)
         rows.append([name, means, "; ".join(f"{found['chance']:.1%}" for found in of)])
-    runs = values["runs"].values()
-    special = sum(found["chance"] < 0.05 for found in runs)
-    note = (
-        f"{special} of {len(runs)} runs are specialised by this measure, where {0.05 * len(runs):.1f} would be by "
-        "chance."
-    )
+    note = f"{specialised()} Of the trainings in the log `ablations`, three seeds each."
     return f"{table(['variant', 'colourfulness of the two GPUs, by run', 'by chance'], rows)}\n\n{note}"
+
+
+def small_claims() -> str:
+    """Of each variant of the small network: how much its errors and losses differ from the whole network's."""
+    if not (RESULTS / "small_claims.json").exists():
+        return "Not run yet."
+    values, rows = log("small_claims"), []
+    kinds = {"training_error": (100, "+.1f"), "test_error": (100, "+.1f"), "first_loss": (1, "+.3f")}
+    for name, trainings in values["results"].items():
+        of = [training["result"] for training in trainings]
+        cells = []
+        for kind, (scale, form) in kinds.items():
+            cells.append(mean_and_std((scale * run[kind] for run in of), form[1:]))
+            cells.append("" if name == "small" else rise(name, kind, "small_claims", "small").text(scale, form))
+        rows.append([name, *cells])
+    header = [
+        "variant", "training error, %", "against small", "test error, %", "against small",
+        "training loss after 100 steps, nats", "against small",
+    ]  # fmt: skip
+    kept = values["results"]["small"][0]
+    note = (
+        f"{values['epochs']:g} epochs; mean ± standard deviation; seeds {', '.join(map(str, values['seeds']))}; "
+        f"differences with their 95 % intervals; {where(kept)}."
+    )
+    return f"{table(header, rows)}\n\n{note}"
+
+
+def kernels_and_neighbors() -> str:
+    """How selective learned kernels are, beside random ones; and what the nearest images are."""
+    if not (RESULTS / "kernels_and_neighbors.json").exists():
+        return "Not run yet."
+    values = log("kernels_and_neighbors")
+    rows = []
+    for kind, above in values["kernels"]["above 95 % of the random ones"].items():
+        learned, (mean, std) = values["kernels"]["learned"][kind], values["kernels"]["random"][kind]
+        rows.append([kind, mean_and_std(learned, ".2f"), f"{mean:.2f} ± {std:.2f}", f"{100 * above:.0f} %"])
+    kernels = table(["selective for", "learned kernels", "random kernels", "above 95 % of the random ones"], rows)
+    found = [[name, Interval(*of).text(100, ".1f") + " %"] for name, of in values["neighbors"].items()]
+    images = table(["nearest training image", "of the validation images (95 %)"], found)
+    note = (
+        f"One run, seed {values['seed']}, {values['epochs']:g} epochs; {values['images']:,} validation images; the "
+        f"place is the share of all training images that are nearer by pixels; {where(values)}."
+    )
+    return f"{kernels}\n\n{images}\n\n{note}"
+
+
+def gain(row: str, kind: str) -> Interval:
+    """The difference of a row of Table 2 to that in BEFORE: paired, image by image, where the log has it."""
+    values = log("table2")
+    if "differences" in values:
+        return Interval(*values["differences"][row][kind])
+    after, before = (values["results"][name] for name in (row, small.BEFORE[row]))
+    return of_other_images(*((of[kind], *of["intervals"][kind]) for of in (after, before)))
 
 
 def table2() -> str:
@@ -46,7 +117,18 @@ def table2() -> str:
         for kind in ("top1_error", "top5_error"):
             low, high = found["intervals"][kind]
             cells.append(f"{100 * found[kind]:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
-        rows.append([row, *cells, small.ROWS[row][2]])
+        gains = ["", "", ""]
+        if row in small.BEFORE:
+            gains = [*(gain(row, kind).text(100) for kind in ("top1_error", "top5_error")), small.BEFORE[row]]
+        rows.append([row, *cells, *gains, small.ROWS[row][2]])
     on = ", ".join(dict.fromkeys(values["devices"].values()))
-    note = f"In brackets 95 % of bootstrap samples of the validation images. Trained on: {on}; {where(values)}."
-    return f"{table(['networks', 'top-1', 'top-5', 'paper, % top-1 / top-5'], rows)}\n\n{note}"
+    how = (
+        "paired, image by image" if "differences" in values else "as if of other images, since the log does not have "
+        "the answers image by image: those of the same images are narrower"
+    )  # fmt: skip
+    note = (
+        f"In brackets 95 % of bootstrap samples of the validation images; differences in points, with 95 % intervals "
+        f"{how}. One training each. Trained on: {on}; {where(values)}."
+    )
+    header = ["networks", "top-1", "top-5", "top-1 differs by", "top-5 differs by", "from", "paper, % top-1 / top-5"]
+    return f"{table(header, rows)}\n\n{note}"

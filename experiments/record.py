@@ -10,9 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from measured import digests, outdated
+
 from alexnet_jax.files import versions
 
 RESULTS = Path(__file__).parent / "results"
+READ: dict[str, str] = {}  # the logs that `log` has read, and why each may be of other code than there is now
 
 
 def machine() -> dict[str, Any]:
@@ -24,8 +27,9 @@ def machine() -> dict[str, Any]:
 
 
 def circumstances() -> dict[str, Any]:
-    """When and on what."""
-    return {"date": datetime.date.today().isoformat(), "machine": machine(), **versions()}
+    """When, on what, and of which files."""
+    made = {"date": datetime.date.today().isoformat(), "machine": machine(), **versions()}
+    return {**made, "measured": digests(Path(sys.argv[0]).stem)}
 
 
 def save(name: str, **values: Any) -> Path:
@@ -42,7 +46,9 @@ def save(name: str, **values: Any) -> Path:
 
 def log(name: str) -> dict[str, Any]:
     """What `save` wrote."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    values = json.loads((RESULTS / f"{name}.json").read_text())
+    READ[name] = outdated(values)
+    return values
 
 
 def where(values: dict[str, Any]) -> str:

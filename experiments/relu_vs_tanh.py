@@ -105,7 +105,7 @@ def main() -> None:
         for name in arguments.name
     }
     if len(results) == len(NETWORKS) * len(SWEEP_EPOCHS):
-        save("relu_vs_tanh", target=TARGET, results=results)
+        save("relu_vs_tanh", target=TARGET, seeds=arguments.seeds, results=results)
 
 
 if __name__ == "__main__":

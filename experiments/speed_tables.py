@@ -6,8 +6,6 @@ from typing import Any
 from contenders import CONTENDERS
 from record import RESULTS, log, table, where
 
-from alexnet_jax import PAPER, summary
-
 
 def jpeg_decoders() -> str:
     values = log("jpeg_decoders")
@@ -184,8 +182,8 @@ def imagenet_plan() -> str:
             for encoding in sizes]  # fmt: skip
     disk = table(["encoding", "disk", "images/s read by a core"], rows)
 
-    # Forward, and twice as much backward; a multiplication and an addition.
-    operations = 3 * 2 * sum(row.multiply_adds for row in summary(PAPER))
+    cases = log("throughput_cpu")["rows"]
+    operations = 1e9 * next(of["gflop_per_image"] for of in cases if (of["task"], of["table"]) == ("train", "paper"))
     at_most = best("jpeg", "alexnet_jax, not decoded")
     rows = []
     for gpus, rate in ((gpus, rate) for gpus in (1, 8) for rate in (50, 100, 200)):
@@ -202,7 +200,9 @@ def imagenet_plan() -> str:
         )
     header = ["GPUs", "images/s", "90 epochs", "cores for jpeg", "reading jpeg", "reading raw", "processes"]
     return (
-        f"{times}\n\n{disk}\n\n{table(header, rows)}\n\nOne process reads {at_most:,} images/s at most. {where(read)}."
+        f"{times}\n\n{disk}\n\n{table(header, rows)}\n\n"
+        f"An image takes {operations / 1e9:.2f} GFLOP in a training step. "
+        f"One process reads {at_most:,} images/s at most. {where(read)}."
     )
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import first_minutes
-from cifar_tables import claims, draw, figure1, lrn_on_cifar10, overfitting_and_cures
-from photo_tables import ablations, specialisation, table2
-from record import log, mean_and_std, table, where
+from cifar_tables import draw, figure1, lrn_on_cifar10, overfitting_and_cures
+from claims_tables import claims, every_claim
+from intervals import difference
+from photo_tables import ablations, kernels_and_neighbors, small_claims, specialisation, table2
+from record import READ, log, mean_and_std, table, where
 from speed_tables import (
     breakdown,
     compiled,
@@ -140,10 +142,13 @@ def precision() -> str:
         abs(statistics.mean(a) - statistics.mean(b)) for a, b in zip(losses["float32"], losses["bfloat16"], strict=True)
     ]
     noise = [statistics.stdev(of) for of in losses["float32"]]
+    errors = difference(*([run["top1_error"] for run in runs[name]] for name in ("bfloat16", "float32")))
     note = (
         f"Training loss, mean of half an epoch; {len(runs['float32'])} seeds, mean ± standard deviation. The two "
         f"precisions' means are {statistics.mean(apart):.3f} apart on average over the {len(epochs)} half epochs, "
-        f"where the seeds' standard deviation in float32 is {statistics.mean(noise):.3f}; {where(values)}."
+        f"where the seeds' standard deviation in float32 is {statistics.mean(noise):.3f}. "
+        f"The error in bfloat16 differs by {errors.text(100)} points (95 % interval), {errors.verdict()}; "
+        f"{where(values)}."
     )
     header = ["loss after epoch", *(f"{float(epoch):g}" for epoch in shown), "top-1 error, validation"]
     return f"{table(header, rows)}\n\n{note}"
@@ -154,16 +159,29 @@ TABLES = {"first_minutes": first_minutes.page} | {
     for of in (
         first_runs, first_steps, two_gpus, kills, precision, jpeg_decoders, prepare_speed, input_speed, feeding,
         imagenet_plan, throughput, throughput_costs, compiled, breakdown, startup, figure1, lrn_on_cifar10,
-        overfitting_and_cures, ablations, specialisation, table2, claims,
+        overfitting_and_cures, ablations, specialisation, table2, small_claims, kernels_and_neighbors,
+        claims, every_claim,
     )
 }  # fmt: skip
+
+
+def marked(name: str) -> str:
+    """A table, and which of its logs are older than the last change of the files that they measured."""
+    READ.clear()
+    text = TABLES[name]()
+    reasons: dict[str, list[str]] = {}
+    for of, reason in sorted(READ.items()):
+        if reason:
+            reasons.setdefault(reason, []).append(f"`{of}`")
+    notes = [f"{', '.join(logs)}: of {reason}" for reason, logs in reasons.items()]
+    return f"{text}\n\n<sub>Not of the code as it is now. {'; '.join(notes)}.</sub>" if notes else text
 
 
 def rendered(text: str) -> str:
     """The page with each `<!-- table: name -->` … `<!-- end -->` filled in."""
     return re.sub(
         r"<!-- table: (\w+) -->.*?<!-- end -->",
-        lambda match: f"<!-- table: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->",
+        lambda match: f"<!-- table: {match[1]} -->\n{marked(match[1])}\n<!-- end -->",
         text,
         flags=re.DOTALL,
     )

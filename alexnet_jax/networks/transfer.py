@@ -1,5 +1,6 @@
 """§6: a network that begins with the parameters of another, trained on other images."""
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.files import write_whole
 from alexnet_jax.networks.loading import load
 from alexnet_jax.paper.model import AlexNet
-from alexnet_jax.paper.table import named
+from alexnet_jax.paper.table import Layers, named
 from alexnet_jax.paper.train_state import shapes_of_params
 from alexnet_jax.paper.written import own_steps
 from alexnet_jax.runs.workdir import ORIGIN, taken_over
@@ -43,9 +44,20 @@ class Origin(NamedTuple):
             say(f"{self.name}: {', '.join(self.taken)}; new: {', '.join(self.new) or 'none'}")
 
 
+def common_layers(own: Layers, theirs: Layers) -> set[str]:
+    """The names that two tables share, from the first layer to where one has a layer that the other has not."""
+    pairs = zip(named(own), named(theirs), strict=False)
+    return {name for name, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)}
+
+
+def _layer(parameter: str) -> str:
+    return parameter.rpartition("/")[0]
+
+
 def find_origin(config: Config, workdir: Path, net: AlexNet, dataset: Dataset) -> Origin:
-    """What the config says is to be taken over (`init_from`): every parameter whose name and shape agree; but the last
-    layer only where its classes are the same.
+    """What the config says is to be taken over (`init_from`): each layer whose name and shapes agree, with kernel and
+    bias; but the last layer only where its classes are the same. Where one of the two networks has a layer more, names
+    stand for other layers from there on: nothing after it is taken, as in 2012 (five convolutions to six).
 
     Raises InputError where none agrees, or a layer that is to be frozen is not among them.
     """
@@ -62,12 +74,13 @@ def find_origin(config: Config, workdir: Path, net: AlexNet, dataset: Dataset) -
     except InputError as error:
         raise InputError(f"--init_from={config.init_from}: {error}") from error
     theirs = flatten_dict(origin.params, sep="/")
-    last = f"{[*named(origin.net.layers)][-1]}/"
+    same = common_layers(net.layers, origin.net.layers)
     if origin.class_names[: len(dataset.class_names)] != dataset.class_names:
-        theirs = {name: value for name, value in theirs.items() if not name.startswith(last)}
-    taken = [name for name in own if name in theirs and theirs[name].shape == own[name].shape]
+        same.discard([*named(origin.net.layers)][-1])
+    same -= {_layer(name) for name in own if name not in theirs or theirs[name].shape != own[name].shape}
+    taken = [name for name in own if _layer(name) in same]
     if not taken:
-        raise InputError(f"--init_from={config.init_from}: none of its parameters has the name and shape of one here")
+        raise InputError(f"--init_from={config.init_from}: none of its layers has the name and shapes of one here")
     for layer in config.frozen_layers:
         if not {f"{layer}/kernel", f"{layer}/bias"} <= set(taken):
             raise InputError(f"--frozen_layers={layer}: is not taken over from {config.init_from}")

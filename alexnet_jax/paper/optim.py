@@ -114,7 +114,8 @@ def step_schedule(learning_rate: float, drops: Sequence[int], freeze: int | None
 def learning_rates(config: Config, steps_per_epoch: float, taken: Sequence[str] = ()) -> dict[str, optax.Schedule]:
     """The schedules of a run, by parameter as in `by_parameter`.
 
-    taken: names of the parameters that come from another network, and learn more slowly or not at all.
+    taken: names of the parameters that come from another network. Their weights learn more slowly; their biases do as
+    all biases do (in 2012 only the weights' rates were lowered); those of frozen layers, and all at a scale of 0, stay.
     """
 
     def schedule(rate: float, drops: Sequence[float], frozen_from: float = 0) -> optax.Schedule:
@@ -135,7 +136,7 @@ def learning_rates(config: Config, steps_per_epoch: float, taken: Sequence[str] 
     def scaled(name: str) -> optax.Schedule:
         layer, _, kind = name.rpartition("/")
         of, scale = rates.get(name, rates[kind]), 0.0 if layer in config.frozen_layers else config.taken_rate_scale
-        return lambda step: scale * of(step)
+        return of if kind == "bias" and scale else lambda step: scale * of(step)
 
     return {**rates, **{name: scaled(name) for name in taken}}
 

@@ -13,6 +13,7 @@ from conftest import CROP, TINY
 
 from alexnet_jax import Config, fit, load, open_dataset, prepare
 from alexnet_jax.data import input_pipeline
+from alexnet_jax.paper import optim
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import cifar
@@ -113,6 +114,26 @@ def test_what_lrn_cifar10_keeps_of_a_training(prepared, monkeypatch, tmp_path):
     assert 0 <= found["ten_views_top1_error"] <= 1
 
 
+@pytest.mark.parametrize(("network", "first_drop"), [("13 % network", 120), ("11 % network", 430)])
+def test_the_schedules_recorded_in_2012_lower_the_rates_of_the_weights_only(monkeypatch, tmp_path, network, first_drop):
+    class Seen(Exception):
+        pass
+
+    def fitted(network, data, config, folder):
+        raise Seen(config)
+
+    monkeypatch.setattr(lrn_cifar10, "fitted", fitted)
+    monkeypatch.setattr(lrn_cifar10, "open_dataset", lambda _: None)
+    epochs = lrn_cifar10.RECORDED[network]
+    assert epochs == first_drop + 20
+    with pytest.raises(Seen) as seen:
+        lrn_cifar10.trained(network, "", seed=0, epochs=epochs, folder=tmp_path)
+    rates = optim.learning_rates(seen.value.args[0], steps_per_epoch=1)
+    at = [0, first_drop - 1, first_drop, first_drop + 10]
+    np.testing.assert_allclose([rates["kernel"](step) for step in at], [1e-3, 1e-3, 1e-4, 1e-5], rtol=1e-5)
+    np.testing.assert_allclose([rates["bias"](step) for step in at], [2e-3] * 4, rtol=1e-5)
+
+
 def test_what_was_computed_is_remembered_for_one_data_set(prepared, tmp_path, monkeypatch):
     calls = []
 
@@ -161,8 +182,11 @@ def test_tables_and_pictures(tmp_path, monkeypatch):
         f"lrn_cifar10_{epochs}_epochs": {
             "epochs": epochs,
             "results": {
-                network: [kept(top1_error=of, ten_views_top1_error=of / 2, training_error=0) for of in (0.1, 0.2)]
-                for network in lrn_cifar10.NETWORKS
+                network: [
+                    kept(top1_error=of, ten_views_top1_error=of / 2 - number / 100, training_error=0)
+                    for of in (0.1, 0.2)
+                ]
+                for number, network in enumerate(lrn_cifar10.NETWORKS)
             },
         }
         for epochs in (7, 450)
@@ -173,12 +197,14 @@ def test_tables_and_pictures(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr(cifar_tables, "PICTURES", tmp_path / "figures")
     where = "2 cores of an P, jax 1, D."
-    assert "| 3 conv + fc10 | 0.001 | 3.0 ± 1.4 | 0.001 | 16.0 ± 11.3 | 5.0 ± 1.4 |\n" in cifar_tables.figure1()
+    assert "| 3 conv + fc10 | 0.001 | 3.0 ± 1.4 | 0.001 | 16.0 ± 11.3 | 5.3 (" in cifar_tables.figure1()
+    assert "2 seeds (the log does not name them)" in cifar_tables.figure1()
     assert cifar_tables.figure1().endswith(where)
     for epochs, paper in ((7, ""), (450, "11 %")):  # the paper's figure is of the full schedule
-        row = f"| 11 % network | {epochs} | 2 | 0.00 ± 0.00 % | 15.00 ± 7.07 % | 7.50 ± 3.54 % | {paper} |\n"
-        assert row in cifar_tables.lrn_on_cifar10()
-    assert "| both | 30.0 % | 45.0 % | 45.0 % | 2.50 | 4 | 3.0 |\n" in cifar_tables.overfitting_and_cures()
+        # ± 4.303 · √(2 · 3.54² / 2) points: Student's t of two degrees of freedom
+        row = f"| 11 % network | {epochs} | 2 | 0.00 ± 0.00 % | 15.00 ± 7.07 % | 5.50 ± 3.54 % | "
+        assert f"{row}-2.00 (-17.21 to +13.21) | {paper} |\n" in cifar_tables.lrn_on_cifar10()
+    assert "| both | 30.0 % | 45.0 % |  | 45.0 % | 2.50 | 4 | 3.0 |\n" in cifar_tables.overfitting_and_cures()
     cifar_tables.draw()
     assert {file.name for file in (tmp_path / "figures").iterdir()} == {"relu_vs_tanh.png", "overfitting.png"}
 

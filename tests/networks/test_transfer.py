@@ -127,14 +127,14 @@ def test_a_network_with_steps_of_ones_own_is_a_beginning_too(config, colors, tmp
     one_file.save(Trained(file, 0, config, "", colors.class_names, mean_image, net, params), file)
     wider = AlexNet(tuned(with_layers(layers, fc3={"features": 20})))
     found = find_origin(dataclasses.replace(config, init_from=str(file)), tmp_path, wider, colors)
-    assert found.new == ["fc3/bias", "fc3/kernel", "fc4/kernel"]
+    assert found.new == ["fc3/bias", "fc3/kernel", "fc4/bias", "fc4/kernel"]
     np.testing.assert_array_equal(found.values["conv2/kernel"], params["conv2"]["kernel"])
 
 
 @pytest.mark.parametrize(
     ("layers", "changes", "message"),
     [
-        (WIDER, {}, "none of its parameters has the name and shape of one here"),
+        (WIDER, {}, "none of its layers has the name and shapes of one here"),
         (TWO_CLASSES, {"init_from": "nowhere"}, "--init_from=nowhere: nowhere: there is no run"),
         (TWO_CLASSES, {"frozen_layers": ("fc4",)}, "--frozen_layers=fc4: is not taken over from"),
         (TWO_CLASSES, {"frozen_layers": ("conv1",), "init_from": ""}, "--frozen_layers=conv1: needs --init_from"),

@@ -252,7 +252,7 @@ def test_what_is_taken_over_learns_more_slowly_or_not_at_all():
     names = ("conv1/kernel", "conv2/kernel", "conv2/bias", "fc3/kernel")
     params, gradients = tensors(5, *names)
     config = Config(frozen_layers=("conv1",), taken_rate_scale=0.25, plateau_patience=1)
-    optimizer = optim.configured_rule(config, steps_per_epoch=2, taken=("conv1/kernel", "conv2/kernel"))
+    optimizer = optim.configured_rule(config, steps_per_epoch=2, taken=("conv1/kernel", "conv2/kernel", "conv2/bias"))
     history = run(optimizer, params, gradients, errors=[0.5] * 5)
     rates = np.array([0.01, 0.01, 0.001, 0.0001, 0.00001])
     follows(history, params, gradients, "conv2/kernel", 0.25 * rates)

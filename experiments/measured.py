@@ -1,0 +1,83 @@
+"""Which files the numbers of each experiment come from, and whether they are still what they were.
+
+A log keeps a digest of each of these files (`record.circumstances`). tables.py marks a table where one of them has
+changed since, or where the log was made from files that were not committed. Nothing of this asks git: a shallow clone
+is enough.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAPER = tuple(f"alexnet_jax/paper/{name}.py" for name in ("layers", "normalization", "model", "optim", "train_step"))
+TRAINING = (*PAPER, "alexnet_jax/paper/augment.py", "alexnet_jax/data/input_pipeline.py", "alexnet_jax/train.py")
+CIFAR = (*TRAINING, "experiments/cifar.py", "experiments/training.py")
+SPEED = (*PAPER, *(f"alexnet_jax/device/{name}.py" for name in ("forms", "tuned", "onednn", "xla")))
+READING = tuple(f"alexnet_jax/data/{name}.py" for name in ("input_pipeline", "datasets", "images", "shards"))
+PREPARING = (*READING, "alexnet_jax/data/pictures.py", "alexnet_jax/data/processes.py", "alexnet_jax/prepare.py")
+
+MEASURED: dict[str, tuple[str, ...]] = {  # by experiment; its own file counts as well
+    "ablations": (*TRAINING, "experiments/training.py", "alexnet_jax/paper/architectures.py"),
+    "breakdown": SPEED,
+    "compiled": (*SPEED, "alexnet_jax/device/accelerator_forms.py"),
+    "feeding": (*SPEED, *READING),
+    "first_minutes": (*SPEED, *TRAINING, "alexnet_jax/data/shapes.py"),
+    "first_runs": (*SPEED, *TRAINING, "alexnet_jax/data/shapes.py"),
+    "input_speed": READING,
+    "jpeg_decoders": (),
+    "kills": ("alexnet_jax/train.py", "alexnet_jax/runs/checkpoint.py", "alexnet_jax/runs/workdir.py"),
+    "lrn_cifar10": CIFAR,
+    "mutations": ("alexnet_jax/reading.py", "alexnet_jax/runs/workdir.py", "alexnet_jax/runs/checkpoint.py"),
+    "overfitting": CIFAR,
+    "kernels_and_neighbors": (*TRAINING, "alexnet_jax/networks/layer_outputs.py"),
+    "picture_fuzzer": ("alexnet_jax/data/pictures.py", "alexnet_jax/data/images.py"),
+    "precision": TRAINING,
+    "prepare_speed": PREPARING,
+    "relu_vs_tanh": CIFAR,
+    "small_claims": CIFAR,
+    "specialisation": (),
+    "startup": (*SPEED, "alexnet_jax/train.py"),
+    "table2": (*TRAINING, "alexnet_jax/networks/transfer.py", "alexnet_jax/networks/ensemble.py"),
+    "throughput": (*SPEED, "experiments/contenders.py"),
+    "two_gpus": PAPER,
+}
+
+
+def digests(experiment: str) -> dict[str, str]:
+    """Of the files that an experiment measures, by path from the root of the checkout."""
+    files = (f"experiments/{experiment}.py", *MEASURED.get(experiment, ()))
+    return {file: _digest(file) for file in files}
+
+
+def _digest(file: str) -> str:
+    """ "" where there is no such file."""
+    path = ROOT / file
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else ""
+
+
+def _circumstances(values: Any) -> Iterator[dict[str, Any]]:
+    """What a log says of its own making, and of that of each training in it."""
+    if isinstance(values, dict):
+        if "commit" in values and "date" in values:
+            yield values
+        for value in values.values():
+            yield from _circumstances(value)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _circumstances(value)
+
+
+def outdated(values: dict[str, Any]) -> str:
+    """Why a log may be of other code than there is now, in a few words; "" where it is of this code."""
+    changed: set[str] = set()
+    for made in _circumstances(values):
+        if str(made["commit"]).endswith("-dirty"):
+            return "code that was not committed"
+        if "measured" not in made:
+            return "older code"
+        for file, digest in made["measured"].items():
+            if _digest(file) != digest:
+                changed.add(file)
+    return f"code before {', '.join(sorted(changed))} changed" if changed else ""
