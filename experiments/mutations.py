@@ -4,9 +4,9 @@
 
 A small run, its answers and its network in one file, and its data set. In a copy one field of one file is changed: it
 is missing, null, of another type, not a number, huge, negative, nested 100,000 deep, too short, too long, there twice.
-Then all that reads the file does what it does for predict, evaluate, continue, weights and verify, up to where it
-computes. Expected: the same parameters, images, classes and errors as before, and so exit code 0; or an InputError,
-exit code 2, whose one line names the file and the field. Other ends there must be none.
+Then all that reads the file does what it does for predict, evaluate, continue, weights and verify. Expected: the same
+answers, parameters, images, classes and errors as before, and so exit code 0; or an InputError, exit code 2, whose one
+line names the file and the field. Other ends there must be none.
 """
 
 import argparse
@@ -78,15 +78,21 @@ def config_of(folder: Path) -> Config:
     return Config(**{**vars(CONFIG), "init_from": str(folder / "origin")})
 
 
-# What each command does with a file, up to where it computes: the text that comes out differs where its answer would.
+# What each command does with a file: the text that comes out differs where its answer would.
 
 
-def network(folder: Path) -> str:
-    return digest(load(folder / "run"))
+def prediction(folder: Path) -> str:
+    return answers(load(folder / "run"))
 
 
-def network_of_file(folder: Path) -> str:
-    return digest(load(folder / "network.safetensors"))
+def prediction_of_file(folder: Path) -> str:
+    return answers(load(folder / "network.safetensors"))
+
+
+def answers(found: Trained) -> str:
+    """What `predict` says of five pictures, and the network that says it."""
+    pictures = np.stack([picture(label % 3, label) for label in range(5)])
+    return f"{digest(found)} {np.asarray(found.probabilities(pictures)).tolist()}"
 
 
 def digest(found: Trained) -> str:
@@ -99,8 +105,9 @@ def digest(found: Trained) -> str:
 def evaluation(folder: Path) -> str:
     found = load(folder / "run")
     data = found.open_dataset()
-    found.check_size(data)
-    return f"{digest(found)} {data.class_names} {data.encoding} {[(of, len(data.splits[of])) for of in data.splits]}"
+    told = ensemble.answers_of(found, data, "validation", views=1, batch_size=16)
+    shape = [data.class_names, data.encoding, [(of, len(data.splits[of])) for of in data.splits]]
+    return f"{digest(found)} {shape} {told.logits.tolist()} {told.labels.tolist()} {told.class_names} {told.data}"
 
 
 def saved_answers(folder: Path) -> str:
@@ -125,7 +132,7 @@ def continuation(folder: Path) -> str:
 def conversion(folder: Path) -> str:
     found = load(folder / "run")
     one_file.save(found, folder / "again.safetensors", known_errors(found))
-    return digest(load(folder / "again.safetensors"))
+    return answers(load(folder / "again.safetensors"))
 
 
 def verification(folder: Path) -> str:
@@ -133,15 +140,15 @@ def verification(folder: Path) -> str:
 
 
 READERS: dict[str, list[Callable[[Path], str]]] = {
-    "run/config.json": [network, evaluation, continuation, conversion],
+    "run/config.json": [prediction, evaluation, continuation, conversion],
     "run/init.json": [continuation],
     "run/result.json": [conversion],
-    "run/data.npz": [network, evaluation, conversion],
+    "run/data.npz": [prediction, evaluation, conversion],
     "run/metrics.jsonl": [continuation],
     "evaluation/answers.npz": [saved_answers],
     "set/manifest.json": [verification, evaluation, continuation],
     "set/statistics.npz": [verification, evaluation, continuation],
-    "network.safetensors": [network_of_file],
+    "network.safetensors": [prediction_of_file],
 }
 
 
