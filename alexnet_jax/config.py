@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ def option(
 
 def check_bounds(options: Any) -> None:
     """Raises InputError for the first among the fields of `options` that is not possible: a number out of its bounds,
-    a place that is no folder or file.
+    a text that no folder or file of this computer can have as its name.
     """
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
@@ -53,7 +54,12 @@ def check_bounds(options: Any) -> None:
 
 
 def _place(text: str) -> str | None:
-    return "a folder or file of this computer, as a bucket that is mounted" if "://" in text else None
+    if "://" in text:
+        return "a folder or file of this computer, as a bucket that is mounted"
+    try:
+        return "without the character 0, which no name of a file has" if b"\0" in os.fsencode(text) else None
+    except UnicodeEncodeError:
+        return "text in the characters of this computer's file names"
 
 
 def _text(values: tuple) -> str:

@@ -224,10 +224,11 @@ OPTIONS = {
 TEXTS = [(of, field.name) for of in OPTIONS for field in dataclasses.fields(of) if isinstance(field.default, str)]
 
 
+@pytest.mark.parametrize("text", ["gs://bucket/of.npy", "a\0b", "a\ud800b"])
 @pytest.mark.parametrize(("options", "name"), TEXTS)
-def test_buckets_are_refused_wherever_they_are_given(options, name):
-    with pytest.raises(InputError, match=f"--{name}=gs://bucket/of.npy: must be "):
-        options(**{**OPTIONS[options], name: "gs://bucket/of.npy"})
+def test_what_can_be_no_place_is_refused_wherever_it_is_given(options, name, text):
+    with pytest.raises(InputError, match=f"--{name}={text}: must be "):
+        options(**{**OPTIONS[options], name: text})
 
 
 def test_a_bucket_as_workdir_of_fit_is_refused(prepared, monkeypatch, tmp_path):
