@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from alexnet_jax.config import LARGEST, Config, InputError, Intervals
+from alexnet_jax.config import LARGEST, Config, InputError, Intervals, wrong_with_place
 from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.data.input_pipeline import Batch, with_timeout
@@ -80,8 +80,8 @@ def fit(
     Raises InputError, before anything starts, where this cannot be run, or `workdir` holds another run, or another
     process trains there.
     """
-    if "://" in str(workdir):
-        raise InputError(f"--workdir={workdir}: must be a folder of this computer, as a bucket that is mounted")
+    if problem := wrong_with_place(str(workdir)):
+        raise InputError(f"--workdir={workdir}: must be {problem}")
     workdir = Path(workdir).expanduser()
     with contextlib.ExitStack() as held:
         run = _set_up(layers, dataset, config, workdir, optimizer, augment, metrics or Metrics(), devices, held)
