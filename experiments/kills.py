@@ -35,7 +35,20 @@ import numpy as np
 from record import save
 
 import alexnet_jax.train as training
-from alexnet_jax import AlexNet, Config, Conv, Dense, dropout, init_state, lrn, open_dataset, pool, relu, to_json
+from alexnet_jax import (
+    AlexNet,
+    Config,
+    Conv,
+    Dense,
+    dropout,
+    init_state,
+    lrn,
+    open_dataset,
+    pool,
+    relu,
+    to_json,
+    train_setup,
+)  # fmt: skip
 from alexnet_jax.data import datasets, shards
 from alexnet_jax.paper.optim import configured_rule
 from alexnet_jax.runs import report
@@ -68,7 +81,7 @@ PHASES: dict[str, tuple[Any, str, int, float]] = {
     "training": (RunLog, "advance", 12, 0.02),
     "checkpoint": (Checkpoints, "save", 3, 0.1),
     "rename": (os, "rename", 3, 0.001),
-    "evaluation": (training, "evaluate", 2, 0.03),
+    "evaluation": (train_setup, "evaluate", 2, 0.03),
     "figures": (report.figures, "save_curves", 1, 0.4),
     "result.json": (report, "write_whole", 1, 0.002),
 }

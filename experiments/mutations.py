@@ -35,7 +35,7 @@ import safetensors.numpy
 from changed_fields import changed_arrays, changed_json
 from record import save
 
-from alexnet_jax import Config, InputError, fit, open_dataset, train
+from alexnet_jax import Config, InputError, fit, open_dataset, train, train_setup
 from alexnet_jax.data import datasets, manifest, shards
 from alexnet_jax.networks import ensemble, one_file
 from alexnet_jax.networks.loading import load
@@ -118,7 +118,7 @@ def saved_answers(folder: Path) -> str:
 def continuation(folder: Path) -> str:
     with contextlib.ExitStack() as held:
         dataset, workdir = open_dataset(folder / "set"), folder / "run"
-        run = train._set_up(
+        run = train_setup.set_up(
             SMALL, dataset, config_of(folder), workdir, None, None, train.Metrics(), jax.devices()[:1], held
         )
         checkpoints = Checkpoints(workdir / "checkpoints")
