@@ -25,8 +25,9 @@ from alexnet_jax.paper.train_state import TrainState, init_state
 from alexnet_jax.paper.train_step import Augment
 from alexnet_jax.paper.written import Written, to_json
 from alexnet_jax.runs import report
-from alexnet_jax.runs.checkpoint import Checkpoints, stop_requests
+from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.runs.log import RunLog, SilentLog, StepMetrics
+from alexnet_jax.runs.stopping import stop_requests
 from alexnet_jax.shown import say
 from alexnet_jax.train_setup import Metrics, Run, named_devices, set_up
 

@@ -1,4 +1,4 @@
-"""Checkpoints by orbax: save, restore, and the signals that ask for one.
+"""Checkpoints by orbax: save and restore.
 
 Each has three items: `params`, all that it takes to use the network; `optimizer`, its state and the number of steps;
 `log`, JSON. Each carries a checksum, and `params` the network's table as well. A fourth, `metrics`, is orbax's own: the
@@ -10,11 +10,8 @@ import copy
 import functools
 import itertools
 import math
-import os
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -283,30 +280,3 @@ def _named_errors(folder: Path, what: str = "written") -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).split("\n")[0].split(": ")[-1]
-
-
-@contextlib.contextmanager
-def stop_requests(checkpoints: Checkpoints) -> Iterator[Callable[[int], bool]]:
-    """Within it Ctrl-C and `kill` wait to be asked for, after each step; a second Ctrl-C stops at once.
-
-    An exception raised just anywhere could be lost in another library's callback, or tear a checkpoint. Of several
-    hosts all stop after the same step, whichever was told to; so they do where a cluster announces preemption.
-    """
-    received, several_hosts = [], parallel.several_hosts()
-
-    def receive(number: int, _: Any) -> None:
-        received.append(number)
-        signal.signal(number, signal.default_int_handler)
-        if several_hosts:
-            os.kill(os.getpid(), signal.SIGTERM)  # which JAX has told the others of
-
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield lambda step: False
-        return
-    numbers = (signal.SIGINT,) if several_hosts else (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, receive) for number in numbers}
-    try:
-        yield checkpoints.reached_preemption if several_hosts else lambda step: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

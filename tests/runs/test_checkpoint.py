@@ -24,6 +24,7 @@ from alexnet_jax.paper.table import Conv, Dense
 from alexnet_jax.paper.train_state import TrainState
 from alexnet_jax.paper.written import to_json
 from alexnet_jax.runs import checkpoint
+from alexnet_jax.runs.stopping import stop_requests
 
 TABLE = to_json((Conv(40, 5),))
 # Orbax leaves tasks behind where its reading fails, whose end Python then complains of.
@@ -320,7 +321,7 @@ def test_nothing_is_pickled(tmp_path):
 def test_the_first_signal_waits_to_be_asked_for_and_the_second_does_not(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     checkpoints = checkpoint.Checkpoints(tmp_path)
-    with checkpoint.stop_requests(checkpoints) as stop_requested:
+    with stop_requests(checkpoints) as stop_requested:
         assert not stop_requested(1)
         signal.raise_signal(signal.SIGTERM)
         assert stop_requested(2)
