@@ -23,6 +23,7 @@ KINDS: dict[str, Callable[[Any], Any]] = {
     "deep": lambda value: (RAW, "[" * 100_000 + "]" * 100_000),
     "a bit deep": lambda value: (RAW, "[" * 30 + "]" * 30),
     "half a character": lambda value: (RAW, '"\\ud800"'),
+    "the character 0": lambda value: f"{value}\0",
     "too short": lambda value: value[: len(value) // 2] if isinstance(value, (str, list)) else {},
     "too long": lambda value: value * 300 if isinstance(value, (str, list)) and value else [0] * 300,
 }

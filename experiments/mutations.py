@@ -212,6 +212,8 @@ def main() -> None:
     rng, began, failures = random.Random(arguments.seed), time.monotonic(), []
     counts: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory(prefix="mutations-") as scratch:
+        jax.config.update("jax_compilation_cache_dir", f"{scratch}/compiled")
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         folder, good = Path(scratch, "now"), Path(scratch, "good")
         make_good(folder)  # runs and data sets name their places
         shutil.copytree(folder, good)

@@ -1,5 +1,6 @@
 """Several hosts: processes on this machine, with two CPU devices each, that exchange over gloo."""
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,8 @@ import time
 import numpy as np
 import pytest
 
+from alexnet_jax.config import InputError
+from alexnet_jax.device import parallel
 from alexnet_jax.runs.workdir import held
 
 PROGRAM = """
@@ -230,6 +233,21 @@ def test_where_one_process_is_told_to_stop_all_save_and_stop(tmp_path, prepared,
     assert [code for code, _, _ in found] == [130, 130], found
     last = max(int(name) for name in names(tmp_path) if name.isdigit())
     assert found[0][1].splitlines()[-1] == f"stopped; the same command continues from step {last} of 9375"
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [
+        (RuntimeError("UNAVAILABLE: failed to connect to all addresses"), "another process has gone"),
+        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "it cannot be"),  # "temporarily unavailable"
+        (RuntimeError("of something else"), "it cannot be"),
+        (None, "it cannot be"),
+    ],
+)
+def test_whose_end_an_error_is_of(monkeypatch, cause, told):
+    monkeypatch.setattr(parallel, "started", "another process has gone")
+    with pytest.raises(InputError, match=f"^{told}$"), parallel.hosts_needed():
+        raise InputError("it cannot be") from cause
 
 
 @pytest.mark.slow

@@ -32,6 +32,9 @@ from alexnet_jax.runs import states
 from alexnet_jax.shown import say
 
 
+_REMOVED = ".removed"  # the folder, in that of the checkpoints, of those that are not kept
+
+
 class Damaged(Exception):
     """A checkpoint cannot be read."""
 
@@ -57,6 +60,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2, *, read_only: bool = False):
         self._options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,  # what a kill left half-written is removed at the next start
+            todelete_subdir=_REMOVED,  # renamed first, so that a kill leaves none half-removed
             best_fn=lambda metrics: metrics["top1_error"],
             best_mode="min",
             preservation_policy=policies.AnyPreservationPolicy(
@@ -79,6 +83,7 @@ class Checkpoints:
         """Of orbax, which saves; made once damaged checkpoints are set aside, since it does not start with any."""
         self._before = sys.unraisablehook
         sys.unraisablehook = functools.partial(_report_lost_error, self._before)
+        self._remove_old()
         with _named_errors(self._folder, "opened"):
             return ocp.CheckpointManager(self._folder.absolute(), options=self._options, item_handlers=self._handlers)
 
@@ -98,6 +103,7 @@ class Checkpoints:
         params, optimizer = states.on_host((state.params, {"step": state.step, "state": state.opt_state}))
         with _named_errors(self._folder):
             manager.wait_until_finished()  # with the one before, which takes room too
+        self._remove_old()
         needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer))), self._free()
         if free < needed:  # asked first, since a write that fails makes TensorStore's threads print pages
             megabytes = f"{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB free"
@@ -110,6 +116,10 @@ class Checkpoints:
         with _named_errors(self._folder):
             if not manager.save(step, args=items, metrics={"top1_error": top1_error}):
                 raise ValueError(f"orbax did not take that of step {step}")
+
+    def _remove_old(self) -> None:
+        if parallel.is_first_host():
+            shutil.rmtree(self._folder / _REMOVED, ignore_errors=True)
 
     def _free(self) -> int:
         return shutil.disk_usage(self._folder).free
@@ -252,6 +262,7 @@ class Checkpoints:
             try:
                 with _named_errors(self._folder):
                     self._manager.close()
+                self._remove_old()
             finally:
                 sys.unraisablehook = self._before
 

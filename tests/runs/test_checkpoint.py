@@ -154,6 +154,17 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path):
     assert names(tmp_path / "three") == ["3", "4", "5"]
 
 
+def test_a_kill_leaves_none_that_is_half_removed(tmp_path, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)  # before it has begun
+        save(tmp_path, dict.fromkeys(range(1, 5)), keep=2)
+    assert names(tmp_path) == [".removed", "3", "4"]
+    assert names(tmp_path / ".removed") == ["1", "2"]
+    shutil.rmtree(tmp_path / ".removed" / "1" / "params")  # or in the middle of it
+    equal(restore(tmp_path), state(4))
+    assert names(tmp_path) == ["3", "4"]
+
+
 def flip(file):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4
