@@ -31,7 +31,6 @@ from alexnet_jax.reading import Positive, read_json
 from alexnet_jax.runs import states
 from alexnet_jax.shown import say
 
-
 _REMOVED = ".removed"  # the folder, in that of the checkpoints, of those that are not kept
 
 
