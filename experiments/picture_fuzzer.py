@@ -14,10 +14,12 @@ import collections
 import multiprocessing
 import os
 import re
+import struct
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -40,6 +42,8 @@ def by_opencv(content: bytes) -> np.ndarray | None:
         return None  # in a BMP that does not say where its pixels lie it takes the header for pixels
     if b"acTL" in content:
         return None  # it takes minutes for some damaged animations
+    if any(size > len(content) for size in _chunk_sizes(content)):
+        return None  # it asks for that much memory, for seconds
     if re.match(rb"P[2356]\s+\d+\s+\d+\s+(?!255\s|65535\s)", content) or b"\6\1\3\0\1\0\0\0\6\0" in content:
         return None  # it takes no notice of what is white in a PPM, and of colours as YCbCr in a TIFF
     try:
@@ -57,6 +61,14 @@ def by_opencv(content: bytes) -> np.ndarray | None:
         alpha = pixels[..., -1:] / 255
         pixels = pixels[..., :-1] * alpha + 255 * (1 - alpha)
     return np.broadcast_to(pixels[..., ::-1], (*pixels.shape[:2], 3))
+
+
+def _chunk_sizes(content: bytes) -> Iterator[int]:
+    """Of a PNG, as it says."""
+    at = 8 if content.startswith(b"\x89PNG") else len(content)
+    while at + 4 <= len(content):
+        yield (size := struct.unpack_from(">I", content, at)[0])
+        at += 12 + size
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
