@@ -5,10 +5,10 @@
 
 A small network on drawn pictures, in a process of its own for each life, killed (SIGKILL) in one phase after the other:
 while it starts, compiles, writes the first line of its log, trains, saves a checkpoint, renames it, removes an old one,
-evaluates; and at the end of the run while it draws the figures and writes result.json. The next life continues in the same workdir. So
-with each of four settings: the paper's plateau, bfloat16, images kept on the device, four devices. Expected:
-parameters, momentum, step and schedule, the lines of metrics.jsonl, result.json (but for images/s), and all other files
-that a run leaves are those of the run that was left alone, bit for bit.
+evaluates; and at the end of the run while it draws the figures and writes result.json. The next life continues in the
+same workdir. So with each of four settings: the paper's plateau, bfloat16, images kept on the device, four devices.
+Expected: parameters, momentum, step and schedule, the lines of metrics.jsonl, result.json (but for images/s), and all
+other files that a run leaves are those of the run that was left alone, bit for bit; and no checkpoint is damaged.
 """
 
 import argparse
