@@ -9,7 +9,6 @@ import io
 import logging
 import os
 import re
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -56,7 +55,7 @@ def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Ima
         with _pillow(max_pixels * JPEG_FACTOR if jpeg else max_pixels):
             found = bare(content)
             plain, palette = bmp.palette_of(found.image)
-            with Image.open(io.BytesIO(plain), formats=formats) as file:
+            with Image.open(io.BytesIO(plain), formats=formats if palette is None else ("BMP",)) as file:
                 if file.format == "JPEG" and file.width * file.height > max_pixels:
                     file.draft(None, (size, size))
                     if file.width * file.height > max_pixels:
@@ -127,13 +126,10 @@ def _check_tiff(file: Any) -> None:
     """Raises ValueError where Pillow and libtiff would read what is no part of the picture, or nothing."""
     if any(max(of.extents[side + 2] for of in file.tile if of.extents) < file.size[side] for side in (0, 1)):
         raise ValueError("not all of it is there")
-    compression, (starts, sizes) = (
-        file.tag_v2.get(259, 1),
-        (next((file.tag_v2[tag] for tag in tags if tag in file.tag_v2), None) for tags in ((273, 324), (279, 325))),
-    )
-    if compression != 1 and not sizes:
+    tags = file.tag_v2
+    if tags.get(259, 1) != 1 and not tags.get(279, tags.get(325)):
         raise ValueError("it does not say how long its strips are")
-    if min(starts if isinstance(starts, tuple) else (starts,)) < 8:
+    if min(np.ravel(tags.get(273, tags.get(324, 0)))) < 8:
         raise ValueError("a strip lies in its header")
 
 
@@ -148,16 +144,18 @@ def _libtiff(file: Image.Image) -> Iterator[None]:
     except OSError:  # it is closed
         yield
         return
-    with tempfile.TemporaryFile() as told:
+    told = os.memfd_create("libtiff") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
+    try:
         try:
-            os.dup2(told.fileno(), 2)
+            os.dup2(told, 2)
             yield
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-        told.seek(0)
-        if bad := re.search(rb"^\w*Decode\w*: (?!Warning)(.*)", told.read(), re.MULTILINE):
+        if bad := re.search(rb"^\w*Decode\w*: (?!Warning)(.*)", os.pread(told, 2**20, 0), re.MULTILINE):
             raise ValueError(bad[1].decode(errors="replace"))
+    finally:
+        os.close(told)
 
 
 def _rgb(file: Image.Image, found: Bare) -> Image.Image:
