@@ -199,6 +199,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capf
     _is_named_and_the_one_before_is_used(tmp_path, capfd, lambda: damage(tmp_path / "5" / item))
 
 
+def test_so_is_one_whose_log_has_another_form(tmp_path):
+    save(tmp_path, {3: None})
+    save(tmp_path, {5: None}, log={"sums": {"loss": "three"}})
+    equal(restore(tmp_path), state(3))
+    assert names(tmp_path) == ["3", "5.damaged"]
+
+
 @reads_damaged
 @pytest.mark.parametrize(
     "damage",
