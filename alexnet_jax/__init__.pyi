@@ -67,6 +67,7 @@ from .paper.train_step import (
     papers_augmentation as papers_augmentation,
 )
 from .paper.written import from_json as from_json, to_json as to_json
-from .train import Metrics as Metrics, fit as fit
+from .train import fit as fit
+from .train_setup import Metrics as Metrics
 
 __version__: str

@@ -122,7 +122,9 @@ def _parse(arguments: list[str], takes_files: bool) -> list[str]:
     try:
         rest = flags.FLAGS(arguments)[1:]
     except flags.Error as error:
-        raise InputError(str(error)) from error
+        raise InputError(str(error).removeprefix("ERROR:: ")) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--flagfile: names a file that is no text in UTF-8 ({error.reason})") from error
     except SystemExit:  # --help, which absl counts as a failure
         sys.exit(0)
     if flags.FLAGS["version"].value:

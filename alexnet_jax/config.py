@@ -48,12 +48,13 @@ def check_bounds(options: Any) -> None:
         value = getattr(options, field.name)
         values = value if isinstance(value, tuple) else (value,)
         for one in values:
-            problem = _place(one) if isinstance(one, str) else _problem(one, **field.metadata["bounds"])
+            problem = wrong_with_place(one) if isinstance(one, str) else _problem(one, **field.metadata["bounds"])
             if problem:
                 raise InputError(f"--{field.name}={_text(values)}: must be {problem}")
 
 
-def _place(text: str) -> str | None:
+def wrong_with_place(text: str) -> str | None:
+    """What a text must be to name a folder or file of this computer; None where it is that."""
     if "://" in text:
         return "a folder or file of this computer, as a bucket that is mounted"
     try:

@@ -22,7 +22,7 @@ from alexnet_jax.config import InputError, check_bounds, check_choice, option
 from alexnet_jax.data.folders import walk
 from alexnet_jax.data.images import Pixels, read_file
 from alexnet_jax.data.pictures import MAX_PIXELS
-from alexnet_jax.shown import say
+from alexnet_jax.shown import nobody_reads, say
 
 if TYPE_CHECKING:
     from alexnet_jax.networks.network import Trained
@@ -156,6 +156,8 @@ def _predict(arguments: Sequence[str]) -> None:
             failed += 1
             continue
         say(*([as_json(prediction)] if options.json else as_lines(prediction)))
+        if nobody_reads() and not options.figure:
+            break
         if options.figure and len(seen) < MOST_IN_A_FIGURE:
             seen.append(prediction)
     if seen and options.maps:

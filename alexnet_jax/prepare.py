@@ -112,7 +112,7 @@ def _scratch(output: Path) -> Iterator[Path]:
 
 
 def _prepare(options: Options, output: Path, scratch: Path) -> None:
-    from alexnet_jax.data import archives, datasets, shards  # here, so that --help and bad flags do not wait for it
+    from alexnet_jax.data import archives, shards, writing  # here, so that --help and bad flags do not wait for it
     from alexnet_jax.data.sources import list_files, sort_files
 
     source = archives.recognised(options.source[0], options.data_dir, scratch) if len(options.source) == 1 else None
@@ -125,7 +125,7 @@ def _prepare(options: Options, output: Path, scratch: Path) -> None:
     say(f"{','.join(options.source)}: {source.kind}, {len(source.class_names):,} classes")
     total = sum(map(len, source.splits.values()))
     with tqdm(total=total, unit=" images", mininterval=0.1 if sys.stderr.isatty() else 15) as bar:
-        counts, skipped = datasets.write(
+        counts, skipped = writing.write(
             output, source.class_names, source.splits, size=size, encoding=encoding,
             on_error=options.on_error, max_pixels=options.max_pixels,
             workers=options.workers or shards.cores(), progress=bar.update,

@@ -80,10 +80,10 @@ def _content(file: Path) -> bytes:
         if status.st_size > LARGEST:
             raise InputError(f"{file}: cannot be read (it is larger than {LARGEST:,} bytes)")
         return file.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, InputError):
         raise
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # the second for a name that no file can have
+        raise InputError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _parsed(text: bytes | str) -> Any:

@@ -32,11 +32,11 @@ def _shown(character: str) -> str:
 class Stream:
     """A stream of text that takes every character, replaced where need be, and whose reader may go away.
 
-    needed: whether it is an error that its disk is full.
+    needed: whether it is an error that its disk is full. gone: whether its reader has gone.
     """
 
     def __init__(self, stream: Any, *, needed: bool = True):
-        self._stream, self._gone = stream, _GONE if needed else (*_GONE, errno.ENOSPC)
+        self._stream, self._signs, self.gone = stream, _GONE if needed else (*_GONE, errno.ENOSPC), False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -59,8 +59,9 @@ class Stream:
         try:
             yield
         except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno not in self._gone:
+            if isinstance(error, OSError) and error.errno not in self._signs:
                 raise
+            self.gone = True
             with contextlib.suppress(OSError, ValueError):  # Python would complain of the rest, at its end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
@@ -76,6 +77,11 @@ def use_safe_streams() -> tuple[Any, Any]:
     output, errors = (stream or open(os.devnull, "w") for stream in before)  # noqa: SIM115
     sys.stdout, sys.stderr = Stream(output), Stream(errors, needed=False)
     return before
+
+
+def nobody_reads() -> bool:
+    """Whether who read a command's standard output has gone, as `head` does after its lines."""
+    return getattr(sys.stdout, "gone", False)
 
 
 def say(*lines: object, error: bool = False) -> None:

@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +13,23 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from alexnet_jax.config import LARGEST, Config, InputError, Intervals
+from alexnet_jax.config import Config, InputError, wrong_with_place
 from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
-from alexnet_jax.data.input_pipeline import Batch, with_timeout
+from alexnet_jax.data.input_pipeline import Batch
 from alexnet_jax.device import parallel
-from alexnet_jax.device.tuned import missing_forms, tuned, tuned_augmentation
-from alexnet_jax.device.xla import kept
-from alexnet_jax.networks import transfer
-from alexnet_jax.paper.evaluate import Errors, evaluate, make_evaluation_step, make_logits
-from alexnet_jax.paper.model import AlexNet, configured_network, summary
-from alexnet_jax.paper.optim import configured_rule, learning_rates, plateau_after, plateaus, with_plateau
+from alexnet_jax.paper.evaluate import Errors
+from alexnet_jax.paper.optim import plateau_after, plateaus
 from alexnet_jax.paper.table import Layers
-from alexnet_jax.paper.train_state import TrainState, init_state, shapes_of_params
-from alexnet_jax.paper.train_step import Augment, Seen, make_train_step
+from alexnet_jax.paper.train_state import TrainState, init_state
+from alexnet_jax.paper.train_step import Augment
 from alexnet_jax.paper.written import Written, to_json
-from alexnet_jax.runs import report, workdir as folders
-from alexnet_jax.runs.checkpoint import Checkpoints, stop_requests
-from alexnet_jax.runs.log import FIELDS, RunLog, SilentLog, StepMetrics
+from alexnet_jax.runs import report
+from alexnet_jax.runs.checkpoint import Checkpoints
+from alexnet_jax.runs.log import RunLog, SilentLog, StepMetrics
+from alexnet_jax.runs.stopping import stop_requests
 from alexnet_jax.shown import say
-
-
-@dataclasses.dataclass(frozen=True)
-class Metrics:
-    """More numbers to be logged, by name.
-
-    of_step: one number of what a training step has seen; logged is its mean over the steps since the line before.
-    of_evaluation: (logits, labels) → one an image; logged is its mean over the validation split.
-
-    Raises InputError for a name that the log has already.
-    """
-
-    of_step: Mapping[str, Callable[[Seen], Array]] = dataclasses.field(default_factory=dict)
-    of_evaluation: Mapping[str, Callable[[Array, Array], Array]] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        for name in {*self.of_step, *self.of_evaluation} & {*FIELDS}:
-            raise InputError(f"the metric {name} needs another name: the log has one of its own")
+from alexnet_jax.train_setup import Metrics, Run, named_devices, set_up
 
 
 def fit(
@@ -80,172 +59,20 @@ def fit(
     Raises InputError, before anything starts, where this cannot be run, or `workdir` holds another run, or another
     process trains there.
     """
-    if "://" in str(workdir):
-        raise InputError(f"--workdir={workdir}: must be a folder of this computer, as a bucket that is mounted")
+    if problem := wrong_with_place(str(workdir)):
+        raise InputError(f"--workdir={workdir}: must be {problem}")
     workdir = Path(workdir).expanduser()
     with contextlib.ExitStack() as held:
-        run = _set_up(layers, dataset, config, workdir, optimizer, augment, metrics or Metrics(), devices, held)
+        run = set_up(layers, dataset, config, workdir, optimizer, augment, metrics or Metrics(), devices, held)
         errors, params, best_step = _loop(run)
         if parallel.is_first_host():
             result = {"steps": run.intervals.last, "best_checkpoint": best_step, "seed": config.seed,
-                      "device": _named(run.devices)}  # fmt: skip
+                      "device": named_devices(run.devices)}  # fmt: skip
             report.write(workdir, dataset, run.net, params, run.logits, errors, result)
         return errors
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What the loop needs."""
-
-    config: Config
-    workdir: Path
-    devices: Sequence[jax.Device]
-    dataset: Dataset
-    net: AlexNet
-    origin: transfer.Origin
-    optimizer: optax.GradientTransformation
-    rate: Callable[[int], Array] | None
-    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
-    logits: Callable[[PyTree, Array], Array]
-    evaluation_step: Callable[[PyTree, Batch], dict[str, Array]]
-    steps_per_epoch: Fraction
-    intervals: Intervals
-
-    @property
-    def rows(self) -> range:
-        """Of each batch, those of this host."""
-        return parallel.own_rows(self.config.batch_size, self.devices)
-
-    def sent(self, batches: Iterator) -> Iterator:
-        """To the devices, ahead of their use; with an error where they do not come."""
-        timely = with_timeout(batches, self.config.stall_timeout, str(self.dataset.path))
-        return parallel.shard_ahead(timely, self.devices)
-
-    def validate(self, params: PyTree) -> tuple[Errors, dict[str, float]]:
-        """On the whole validation split."""
-        batches = input_pipeline.evaluation_batches(
-            self.dataset, "validation", batch_size=self.config.batch_size, rows=self.rows
-        )
-        return evaluate(self.evaluation_step, params, self.sent(batches), len(self.dataset.splits["validation"]))
-
-
-def _set_up(
-    layers: Layers,
-    dataset: Dataset,
-    config: Config,
-    workdir: Path,
-    optimizer: optax.GradientTransformation | None,
-    augment: Augment | None,
-    metrics: Metrics,
-    devices: Sequence[jax.Device] | None,
-    held: contextlib.ExitStack,
-) -> _Run:
-    """held: what keeps other processes from this folder, until the end of the run."""
-    devices = devices or parallel.all_devices()
-    if optimizer and config.frozen_layers:
-        raise InputError(
-            f"--frozen_layers={','.join(config.frozen_layers)}: is of the paper's rule, not of another one"
-        )
-    parameters = _check(layers, dataset, config, devices)
-    own = tuple(name for name, of in (("optimizer", optimizer), ("augment", augment)) if of is not None)
-    net = configured_network(tuned(layers, devices), config)
-    origin = transfer.find_origin(config, workdir, net, dataset)
-    _claim(layers, dataset, config, workdir, origin, own, f"{parameters:,} parameters", devices, held)
-
-    steps_per_epoch = Fraction(len(dataset.splits["train"]), config.batch_size)
-    mean_image = jnp.asarray(dataset.statistics.mean_image, jnp.float32)
-    rate = None if optimizer else learning_rates(config, float(steps_per_epoch), origin.taken)["kernel"]
-    optimizer = optimizer or configured_rule(config, float(steps_per_epoch), origin.taken)
-    has_plateau = plateaus(jax.eval_shape(optimizer.init, shapes_of_params(net, config.crop_size)))
-    if config.plateau_patience and not has_plateau:
-        optimizer = with_plateau(optimizer, config.plateau_patience)
-    if augment:
-        augment = kept(augment, devices)
-    else:
-        augment = tuned_augmentation(config, dataset.statistics, float(steps_per_epoch), devices)
-    axis = parallel.axis_of(devices)
-    step = make_train_step(net, optimizer, augment, seed=config.seed, axis_name=axis, metrics=metrics.of_step)
-    logits = make_logits(net.apply, mean_image, config.crop_size)
-    evaluation_step = make_evaluation_step(logits, axis_name=axis, metrics=metrics.of_evaluation)
-    return _Run(
-        config, workdir, devices, dataset, net, origin, optimizer, rate, step, logits,
-        parallel.pmap_step(evaluation_step, devices), steps_per_epoch, Intervals.of(config, steps_per_epoch),
-    )  # fmt: skip
-
-
-def _check(layers: Layers, dataset: Dataset, config: Config, devices: Sequence[jax.Device]) -> int:
-    """The number of parameters. Raises InputError where the network cannot be trained so."""
-    if config.batch_size % len(devices):
-        raise InputError(f"--batch_size={config.batch_size}: the {len(devices)} devices do not divide it")
-    images = len(dataset.splits["train"])
-    if config.batch_size > images:
-        raise InputError(f"--batch_size={config.batch_size}: more than the {images} training images of {dataset.path}")
-    if config.crop_size > dataset.size:
-        raise InputError(f"--crop_size={config.crop_size}: the images of {dataset.path} have {dataset.size} pixels")
-    if config.epochs * images / config.batch_size > LARGEST:
-        raise InputError(f"--epochs={config.epochs}: are more than {LARGEST} steps")
-    if layers[-1].features < len(dataset.class_names):
-        raise InputError(
-            f"the network has {layers[-1].features} outputs, and {dataset.path} has {len(dataset.class_names)} classes"
-        )
-    if config.cache == "device":
-        needed, free = images * dataset.size**2 * 3 / 1e9, parallel.free_memory(devices) / 1e9
-        if needed > min(config.cache_budget, free):
-            room = f"--cache_budget={config.cache_budget:g}" if needed > config.cache_budget else f"{free:.1f} GB free"
-            raise InputError(f"--cache=device: the training images take {needed:.1f} GB on each device, of {room}")
-    try:
-        return sum(row.parameters for row in summary(layers, config.crop_size))
-    except ValueError as error:
-        raise InputError(f"--crop_size={config.crop_size}: {error}") from error
-
-
-def _hold(workdir: Path, held: contextlib.ExitStack) -> None:
-    """One host does it for all."""
-    refused: InputError | None = None
-    if parallel.is_first_host():
-        try:
-            held.enter_context(folders.held(workdir))
-        except InputError as error:
-            refused = error
-    parallel.fail_together(refused)
-
-
-def _claim(
-    layers: Layers,
-    dataset: Dataset,
-    config: Config,
-    workdir: Path,
-    origin: transfer.Origin,
-    own: tuple[str, ...],
-    size: str,
-    devices: Sequence[jax.Device],
-    held: contextlib.ExitStack,
-) -> None:
-    """The folder is this run's, on all hosts, from here on; and no other process's, until `held` ends."""
-    try:
-        run = folders.Run(config, to_json(layers), dataset.name, dataset.fingerprint(), own)
-    except ValueError as error:
-        raise InputError(f"the network cannot be written down: {error}") from error
-    _hold(workdir, held)
-    if parallel.is_first_host():
-        folders.claim(workdir, run)
-        folders.keep_facts(workdir, dataset)
-        origin.keep(workdir)
-        images = f"{len(dataset.splits['train']):,} training images, {len(dataset.class_names)} classes"
-        say(f"{size}; {dataset.path}: {images}; {_named(devices)}")
-        if slower := missing_forms(devices):
-            say(slower)
-    parallel.wait_for_all("claimed")
-    if not parallel.is_first_host():
-        folders.claim(workdir, run, exists=True)
-    parallel.check_same("their flags", repr(dataclasses.replace(run, dataset="")))
-
-
-def _named(devices: Sequence[jax.Device]) -> str:
-    return f"{len(devices)} × {devices[0].device_kind}"
-
-
-def _loop(run: _Run) -> tuple[Errors, PyTree, int | None]:
+def _loop(run: Run) -> tuple[Errors, PyTree, int | None]:
     """Errors, parameters on this host, and the step of the best checkpoint."""
     intervals, table = run.intervals, to_json(run.net.layers)
     checkpoints = Checkpoints(run.workdir / "checkpoints", keep=run.config.keep_checkpoints)
@@ -293,7 +120,7 @@ def _loop(run: _Run) -> tuple[Errors, PyTree, int | None]:
         return errors, jax.device_get(state.params), checkpoints.best_step()
 
 
-def _start(run: _Run, checkpoints: Checkpoints, table: Written) -> tuple[TrainState, int, StepMetrics, float]:
+def _start(run: Run, checkpoints: Checkpoints, table: Written) -> tuple[TrainState, int, StepMetrics, float]:
     """The state on the devices, its step, what was summed up for the log, and the lowest error so far: those of the
     last checkpoint, or of the beginning.
     """
@@ -307,7 +134,7 @@ def _start(run: _Run, checkpoints: Checkpoints, table: Written) -> tuple[TrainSt
     return parallel.replicate(state, run.devices), first_step, StepMetrics(kept.get("sums")), kept.get("lowest", 2.0)
 
 
-def _log(run: _Run, first_step: int) -> RunLog:
+def _log(run: Run, first_step: int) -> RunLog:
     if not parallel.is_first_host():
         return SilentLog()
     return RunLog(
@@ -316,7 +143,7 @@ def _log(run: _Run, first_step: int) -> RunLog:
     )  # fmt: skip
 
 
-def _rate(run: _Run, step: int, state: TrainState) -> dict[str, float]:
+def _rate(run: Run, step: int, state: TrainState) -> dict[str, float]:
     """The learning rate of a step, where it is the paper's rule's; and what a plateau multiplies it by."""
     scales = [float(of.scale) for of in plateaus(state.opt_state)[:1]]
     if run.rate is None:

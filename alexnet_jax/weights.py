@@ -72,9 +72,12 @@ def read(options: Options) -> "Trained":
 
 def _lines(file: Path) -> tuple[str, ...]:
     try:
-        return tuple(file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n"))
+        text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: is no text in UTF-8 ({error.reason})") from error
+    if "\0" in text:  # as in UTF-16; and NumPy drops it at the end of a name
+        raise InputError(f"{file}: is no text in UTF-8 (there is the character 0)")
+    return tuple(text.rstrip("\n").split("\n"))
 
 
 def known_errors(network: "Trained") -> dict[str, float]:

@@ -4,11 +4,11 @@
   python experiments/kills.py --kills=200 --scratch=DIR       the same, and continues where it was stopped itself
 
 A small network on drawn pictures, in a process of its own for each life, killed (SIGKILL) in one phase after the other:
-while it starts, compiles, writes the first line of its log, trains, saves a checkpoint, renames it, evaluates; and at
-the end of the run while it draws the figures and writes result.json. The next life continues in the same workdir. So
-with each of four settings: the paper's plateau, bfloat16, images kept on the device, four devices. Expected:
-parameters, momentum, step and schedule, the lines of metrics.jsonl, result.json (but for images/s), and all other files
-that a run leaves are those of the run that was left alone, bit for bit.
+while it starts, compiles, writes the first line of its log, trains, saves a checkpoint, renames it, removes an old one,
+evaluates; and at the end of the run while it draws the figures and writes result.json. The next life continues in the
+same workdir. So with each of four settings: the paper's plateau, bfloat16, images kept on the device, four devices.
+Expected: parameters, momentum, step and schedule, the lines of metrics.jsonl, result.json (but for images/s), and all
+other files that a run leaves are those of the run that was left alone, bit for bit; and no checkpoint is damaged.
 """
 
 import argparse
@@ -35,7 +35,20 @@ import numpy as np
 from record import save
 
 import alexnet_jax.train as training
-from alexnet_jax import AlexNet, Config, Conv, Dense, dropout, init_state, lrn, open_dataset, pool, relu, to_json
+from alexnet_jax import (
+    AlexNet,
+    Config,
+    Conv,
+    Dense,
+    dropout,
+    init_state,
+    lrn,
+    open_dataset,
+    pool,
+    relu,
+    to_json,
+    train_setup,
+)  # fmt: skip
 from alexnet_jax.data import datasets, shards
 from alexnet_jax.paper.optim import configured_rule
 from alexnet_jax.runs import report
@@ -68,7 +81,8 @@ PHASES: dict[str, tuple[Any, str, int, float]] = {
     "training": (RunLog, "advance", 12, 0.02),
     "checkpoint": (Checkpoints, "save", 3, 0.1),
     "rename": (os, "rename", 3, 0.001),
-    "evaluation": (training, "evaluate", 2, 0.03),
+    "removal": (Checkpoints, "_remove_old", 4, 0.001),
+    "evaluation": (train_setup, "evaluate", 2, 0.03),
     "figures": (report.figures, "save_curves", 1, 0.4),
     "result.json": (report, "write_whole", 1, 0.002),
 }

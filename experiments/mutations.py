@@ -4,9 +4,9 @@
 
 A small run, its answers and its network in one file, and its data set. In a copy one field of one file is changed: it
 is missing, null, of another type, not a number, huge, negative, nested 100,000 deep, too short, too long, there twice.
-Then all that reads the file does what it does for predict, evaluate, continue, weights and verify, up to where it
-computes. Expected: the same parameters, images, classes and errors as before, and so exit code 0; or an InputError,
-exit code 2, whose one line names the file and the field. Other ends there must be none.
+Then all that reads the file does what it does for predict, evaluate, continue, weights and verify. Expected: the same
+answers, parameters, images, classes and errors as before, and so exit code 0; or an InputError, exit code 2, whose one
+line names the file and the field. Other ends there must be none.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,9 +32,10 @@ from kills import SMALL, picture  # first: it has settings for JAX
 import jax
 import numpy as np
 import safetensors.numpy
+from changed_fields import changed_arrays, changed_json
 from record import save
 
-from alexnet_jax import Config, InputError, fit, open_dataset, train
+from alexnet_jax import Config, InputError, fit, open_dataset, train, train_setup
 from alexnet_jax.data import datasets, manifest, shards
 from alexnet_jax.networks import ensemble, one_file
 from alexnet_jax.networks.loading import load
@@ -46,23 +47,6 @@ from alexnet_jax.runs.log import read_metrics
 from alexnet_jax.weights import known_errors
 
 CONFIG = Config(crop_size=32, batch_size=16, epochs=2.0, log_every=2, learning_rate=0.002, learning_rate_drops=(1.5,))
-RAW = "@raw@"  # in the place of what JSON cannot say
-KINDS: dict[str, Callable[[Any], Any]] = {
-    "null": lambda value: None,
-    "of another type": lambda value: [3] if isinstance(value, (str, dict)) else "three",
-    "an object": lambda value: {"a": 1},
-    "not a number": lambda value: float("nan"),
-    "1e9": lambda value: 1e9,
-    "10^9": lambda value: 10**9,
-    "negative": lambda value: -3,
-    "infinite": lambda value: (RAW, "1e400"),
-    "of 5,000 digits": lambda value: (RAW, "1" * 5000),
-    "deep": lambda value: (RAW, "[" * 100_000 + "]" * 100_000),
-    "a bit deep": lambda value: (RAW, "[" * 30 + "]" * 30),
-    "half a character": lambda value: (RAW, '"\\ud800"'),
-    "too short": lambda value: value[: len(value) // 2] if isinstance(value, (str, list)) else {},
-    "too long": lambda value: value * 300 if isinstance(value, (str, list)) and value else [0] * 300,
-}
 
 
 class Case(NamedTuple):
@@ -94,15 +78,21 @@ def config_of(folder: Path) -> Config:
     return Config(**{**vars(CONFIG), "init_from": str(folder / "origin")})
 
 
-# What each command does with a file, up to where it computes: the text that comes out differs where its answer would.
+# What each command does with a file: the text that comes out differs where its answer would.
 
 
-def network(folder: Path) -> str:
-    return digest(load(folder / "run"))
+def prediction(folder: Path) -> str:
+    return answers(load(folder / "run"))
 
 
-def network_of_file(folder: Path) -> str:
-    return digest(load(folder / "network.safetensors"))
+def prediction_of_file(folder: Path) -> str:
+    return answers(load(folder / "network.safetensors"))
+
+
+def answers(found: Trained) -> str:
+    """What `predict` says of five pictures, and the network that says it."""
+    pictures = np.stack([picture(label % 3, label) for label in range(5)])
+    return f"{digest(found)} {np.asarray(found.probabilities(pictures)).tolist()}"
 
 
 def digest(found: Trained) -> str:
@@ -115,8 +105,9 @@ def digest(found: Trained) -> str:
 def evaluation(folder: Path) -> str:
     found = load(folder / "run")
     data = found.open_dataset()
-    found.check_size(data)
-    return f"{digest(found)} {data.class_names} {data.encoding} {[(of, len(data.splits[of])) for of in data.splits]}"
+    told = ensemble.answers_of(found, data, "validation", views=1, batch_size=16)
+    shape = [data.class_names, data.encoding, [(of, len(data.splits[of])) for of in data.splits]]
+    return f"{digest(found)} {shape} {told.logits.tolist()} {told.labels.tolist()} {told.class_names} {told.data}"
 
 
 def saved_answers(folder: Path) -> str:
@@ -127,7 +118,7 @@ def saved_answers(folder: Path) -> str:
 def continuation(folder: Path) -> str:
     with contextlib.ExitStack() as held:
         dataset, workdir = open_dataset(folder / "set"), folder / "run"
-        run = train._set_up(
+        run = train_setup.set_up(
             SMALL, dataset, config_of(folder), workdir, None, None, train.Metrics(), jax.devices()[:1], held
         )
         checkpoints = Checkpoints(workdir / "checkpoints")
@@ -141,7 +132,7 @@ def continuation(folder: Path) -> str:
 def conversion(folder: Path) -> str:
     found = load(folder / "run")
     one_file.save(found, folder / "again.safetensors", known_errors(found))
-    return digest(load(folder / "again.safetensors"))
+    return answers(load(folder / "again.safetensors"))
 
 
 def verification(folder: Path) -> str:
@@ -149,73 +140,16 @@ def verification(folder: Path) -> str:
 
 
 READERS: dict[str, list[Callable[[Path], str]]] = {
-    "run/config.json": [network, evaluation, continuation, conversion],
+    "run/config.json": [prediction, evaluation, continuation, conversion],
     "run/init.json": [continuation],
     "run/result.json": [conversion],
-    "run/data.npz": [network, evaluation, conversion],
+    "run/data.npz": [prediction, evaluation, conversion],
     "run/metrics.jsonl": [continuation],
     "evaluation/answers.npz": [saved_answers],
     "set/manifest.json": [verification, evaluation, continuation],
     "set/statistics.npz": [verification, evaluation, continuation],
-    "network.safetensors": [network_of_file],
+    "network.safetensors": [prediction_of_file],
 }
-
-
-def fields(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The ways to all that a text of JSON says."""
-    if path:
-        yield path
-    for name, of in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        yield from fields(of, (*path, name))
-
-
-def changed_json(text: str, rng: random.Random) -> tuple[str, tuple[Any, ...], str]:
-    """The text with one field changed; which, and how."""
-    value = json.loads(text)
-    path = rng.choice([*fields(value)])
-    kind = rng.choice([*KINDS, "missing", "twice"])
-    place = functools.reduce(lambda of, name: of[name], path[:-1], value)
-    if kind == "missing":
-        del place[path[-1]]
-    elif kind == "twice" and isinstance(place, dict):
-        name, before = path[-1], json.dumps(place[path[-1]])
-        place[name] = RAW
-        return json.dumps(value).replace(f'"{RAW}"', f"{before}, {json.dumps(name)}: {before}"), path, kind
-    else:
-        new = (KINDS.get(kind) or KINDS["null"])(place[path[-1]])
-        raw = new[1] if isinstance(new, tuple) else None
-        place[path[-1]] = RAW if raw else new
-        if raw:
-            return json.dumps(value).replace(f'"{RAW}"', raw), path, kind
-    return json.dumps(value), path, kind
-
-
-ARRAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "of another type": lambda values: values.astype("U9") if values.dtype.kind != "U" else np.zeros(values.shape),
-    "objects": lambda values: values.astype(object),
-    "complex": lambda values: np.zeros(values.shape, complex),
-    "not a number": lambda values: np.full(values.shape, np.nan),
-    "1e9": lambda values: np.full(values.shape, 1e9),
-    "10^9": lambda values: np.full(values.shape, 10**9),
-    "negative": lambda values: np.full(values.shape, -3),
-    "in another order": lambda values: values[::-1] if values.ndim else np.array("another"),
-    "too short": lambda values: values[: len(values) // 2] if values.ndim else np.array(""),
-    "too long": lambda values: np.concatenate([values] * 2) if values.ndim else np.array(str(values) * 1000),
-    "one dimension more": lambda values: values[None],
-    "empty": lambda values: values[:0] if values.ndim else np.array(""),
-}
-
-
-def changed_arrays(file: Path, rng: random.Random) -> tuple[tuple[Any, ...], str]:
-    with np.load(file) as opened:
-        arrays = {name: opened[name] for name in opened.files}
-    name, kind = rng.choice([*arrays]), rng.choice([*ARRAYS, "missing"])
-    if kind == "missing":
-        del arrays[name]
-    else:
-        arrays[name] = ARRAYS[kind](arrays[name])
-    np.savez(file, **arrays)
-    return (name,), kind
 
 
 def change(folder: Path, rng: random.Random) -> Case:
@@ -278,6 +212,8 @@ def main() -> None:
     rng, began, failures = random.Random(arguments.seed), time.monotonic(), []
     counts: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory(prefix="mutations-") as scratch:
+        jax.config.update("jax_compilation_cache_dir", f"{scratch}/compiled")
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         folder, good = Path(scratch, "now"), Path(scratch, "good")
         make_good(folder)  # runs and data sets name their places
         shutil.copytree(folder, good)

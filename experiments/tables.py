@@ -127,6 +127,23 @@ def kills() -> str:
     return f"{table(header, [row(run) for run in values['runs']])}\n\n{note}"
 
 
+def promises() -> str:
+    killed, changed, pictures = (log(name) for name in ("kills", "mutations", "picture_fuzzer"))
+    formats = pictures["formats"].values()
+    told = {kind: sum(of.get(kind, 0) for of in formats) for kind in ("read", "compared", "refused")}
+    other = [run for run in killed["runs"] if not all(run[f"{what}_equal"] for what in ("state", "lines", "files"))]
+    rows = [
+        ["`kills.py`", f"{killed['kills']:,} kills (SIGKILL)",
+         f"{len(killed['runs'])} settings, {len(killed['runs'][0]['by_phase'])} phases", len(other), where(killed)],
+        ["`mutations.py`", f"{changed['mutations']:,} mutations", f"{len(changed['of'])} files",
+         len(changed["failures"]), where(changed)],
+        ["`picture_fuzzer.py`", f"{pictures['files']:,} damaged pictures",
+         f"{len(formats)} formats; {told['refused']:,} refused, {told['read']:,} read, {told['compared']:,} of them "
+         "compared with OpenCV", len(pictures["wrong"]), where(pictures)],
+    ]  # fmt: skip
+    return table(["in `experiments/`", "tried", "of", "ended otherwise", "measured"], rows)
+
+
 def precision() -> str:
     values = log("precision")
     runs = {name: [run for run in values["runs"] if run["precision"] == name] for name in ("float32", "bfloat16")}
@@ -157,7 +174,7 @@ def precision() -> str:
 TABLES = {"first_minutes": first_minutes.page} | {
     of.__name__: of
     for of in (
-        first_runs, first_steps, two_gpus, kills, precision, jpeg_decoders, prepare_speed, input_speed, feeding,
+        first_runs, first_steps, two_gpus, kills, promises, precision, jpeg_decoders, prepare_speed, input_speed, feeding,
         imagenet_plan, throughput, throughput_costs, compiled, breakdown, startup, figure1, lrn_on_cifar10,
         overfitting_and_cures, ablations, specialisation, table2, small_claims, kernels_and_neighbors,
         claims, every_claim,

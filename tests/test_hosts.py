@@ -1,5 +1,6 @@
 """Several hosts: processes on this machine, with two CPU devices each, that exchange over gloo."""
 
+import errno
 import json
 import os
 import re
@@ -11,6 +12,10 @@ import time
 
 import numpy as np
 import pytest
+
+from alexnet_jax.config import InputError
+from alexnet_jax.device import parallel
+from alexnet_jax.runs.workdir import held
 
 PROGRAM = """
 from alexnet_jax import Conv, Dense, dropout, lrn, main, pool, relu, train
@@ -228,6 +233,43 @@ def test_where_one_process_is_told_to_stop_all_save_and_stop(tmp_path, prepared,
     assert [code for code, _, _ in found] == [130, 130], found
     last = max(int(name) for name in names(tmp_path) if name.isdigit())
     assert found[0][1].splitlines()[-1] == f"stopped; the same command continues from step {last} of 9375"
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [
+        (RuntimeError("UNAVAILABLE: failed to connect to all addresses"), "another process has gone"),
+        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "it cannot be"),  # "temporarily unavailable"
+        (RuntimeError("of something else"), "it cannot be"),
+        (None, "it cannot be"),
+    ],
+)
+def test_whose_end_an_error_is_of(monkeypatch, cause, told):
+    monkeypatch.setattr(parallel, "started", "another process has gone")
+    with pytest.raises(InputError, match=f"^{told}$"), parallel.hosts_needed():
+        raise InputError("it cannot be") from cause
+
+
+@pytest.mark.slow
+def test_where_another_process_trains_all_hosts_are_refused(tmp_path, prepared):
+    with held(tmp_path):
+        found = ends(start(tmp_path, prepared, "--host_timeout=20", processes=2), timeout=100)
+        assert [code for code, _, _ in found] == [2, 2], found
+        assert found[0][2] == f"error: --workdir={tmp_path}: another process trains in it\n"
+        assert found[1][2] == "error: another process of this run has ended; its own line says why\n"
+        assert not os.listdir(tmp_path)
+    assert [code for code, _, _ in ends(start(tmp_path, prepared, "--epochs=1", processes=2))] == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_run_of_several_hosts_holds_its_folder(tmp_path, prepared):
+    running = start(tmp_path, prepared, *LONG, processes=2)
+    wait_for_checkpoint(tmp_path, 5, running)
+    ((code, _, err),) = ends(start(tmp_path, prepared, *LONG), timeout=60)
+    assert (code, err) == (2, f"error: --workdir={tmp_path}: another process trains in it\n")
+    assert [process.poll() for process in running] == [None, None]
+    running[0].send_signal(signal.SIGTERM)
+    assert [code for code, _, _ in ends(running, timeout=60)] == [130, 130]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ FLOORS = (
     {"device"},
     {"runs"},
     {"networks"},
+    {"train_setup"},
     {"train"},
     {"command"},
     {"main", "prepare", "predict", "features", "weights", "__main__"},

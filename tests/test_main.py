@@ -104,6 +104,20 @@ def test_bad_flags_are_one_line_and_start_nothing(tmp_path, flag, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"--workdir=\xff\n", "--flagfile: names a file that is no text in UTF-8 (invalid start byte)"),
+        (b"--workdir=a\0b\n", "--workdir=a\\u0000b: must be without the character 0, which no name of a file has"),
+        (b"--flagfile=none\n", "Unable to open flagfile: [Errno 2] No such file or directory: 'none'"),
+    ],
+)
+def test_a_flag_file_that_is_amiss_is_one_line(tmp_path, content, message):
+    (tmp_path / "flags").write_bytes(content)
+    process = call(f"--flagfile={tmp_path / 'flags'}")
+    assert (process.returncode, process.stdout, process.stderr) == (2, "", f"error: {message}\n")
+
+
 def test_the_workdir_is_needed():
     process = call()
     assert (process.returncode, process.stderr) == (2, "error: --workdir=DIR is needed: the folder of the run\n")

@@ -53,10 +53,10 @@ def network(workdir):
     return load(workdir)
 
 
-def command(*arguments):
+def command(*arguments, stdout=subprocess.PIPE):
     process = [sys.executable, "-m", "alexnet_jax.predict", *map(str, arguments)]
     environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # as `quickly_compiled`
-    return subprocess.run(process, capture_output=True, text=True, timeout=200, env=environment)
+    return subprocess.run(process, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=200, env=environment)
 
 
 def test_what_is_loaded_answers_as_it_was_evaluated(workdir, dataset, network):
@@ -97,6 +97,17 @@ def test_the_command_answers_for_a_validation_image_as_the_evaluation_does(tmp_p
         np.testing.assert_allclose([of["probability"] for of in seen[name]["top"]], np.sort(row)[:0:-1], atol=2e-6)
     with Image.open(tmp_path / "seen.png") as drawn:
         assert drawn.width > 1000
+
+
+def test_it_ends_soon_where_its_reader_has_gone(tmp_path, workdir):
+    Image.new("RGB", (60, 60)).save(tmp_path / "a.png")
+    there, here = os.pipe()
+    os.close(there)
+    arguments = [f"--workdir={workdir}", *[tmp_path / "a.png"] * predict.BATCH, tmp_path / "is not looked at.png"]
+    process = command(*arguments, stdout=here)
+    os.close(here)
+    assert process.returncode == 0
+    assert "error" not in process.stderr
 
 
 def turned(orientation):

@@ -83,6 +83,14 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, make):
         read_arrays(tmp_path / "a", FORMS)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_what_can_be_no_name_of_a_file_is_one_line(tmp_path, name):
+    with pytest.raises(InputError, match=r"b: cannot be read \("):
+        read_json(tmp_path / name, Form)
+    with pytest.raises(InputError, match=r"b: cannot be read \("):
+        read_arrays(tmp_path / name, FORMS)
+
+
 @given(strategies.binary(max_size=200) | strategies.recursive(
     strategies.none() | strategies.booleans() | strategies.integers() | strategies.floats() | strategies.text(),
     lambda of: strategies.lists(of) | strategies.dictionaries(strategies.sampled_from([*Form.__struct_fields__]), of),

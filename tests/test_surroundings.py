@@ -231,10 +231,11 @@ def test_what_can_be_no_place_is_refused_wherever_it_is_given(options, name, tex
         options(**{**OPTIONS[options], name: text})
 
 
-def test_a_bucket_as_workdir_of_fit_is_refused(prepared, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("workdir", "problem"), [("gs://bucket/run", "a folder"), ("a\0b", "without the character 0")])
+def test_what_can_be_no_workdir_of_fit_is_refused(prepared, monkeypatch, tmp_path, workdir, problem):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="--workdir=gs://bucket/run: must be a folder of this computer"):
-        train.fit(TINY, open_dataset(prepared), small_config(), "gs://bucket/run")
+    with pytest.raises(InputError, match=f"--workdir={workdir}: must be {problem}"):
+        train.fit(TINY, open_dataset(prepared), small_config(), workdir)
     assert not os.listdir(tmp_path)
 
 

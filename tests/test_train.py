@@ -32,7 +32,7 @@ from alexnet_jax.paper.table import with_classes
 from alexnet_jax.paper.train_state import init_state
 from alexnet_jax.paper.train_step import make_train_step, papers_augmentation
 from alexnet_jax.runs import checkpoint, log as runlog
-from alexnet_jax.train import Metrics
+from alexnet_jax.train_setup import Metrics
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 ONE, TWO = jax.devices()[:1], jax.devices()[:2]
@@ -264,7 +264,7 @@ def test_lines_evaluations_and_checkpoints_come_when_they_should(
     monkeypatch.setattr(checkpoint.Checkpoints, "save", lambda *args: (found.append(args[1]), save(*args)))
     # Always wrong in the same number of cases: the first evaluation is the best.
     errors = evaluate.Errors(0.5, 0.1, 1.0, 23)
-    monkeypatch.setattr(train, "evaluate", lambda *_: (errors, {}))
+    monkeypatch.setattr(train_setup, "evaluate", lambda *_: (errors, {}))
     run(tmp_path, **changes)
     saved = saved | {evaluated[0]}
     assert [line["step"] for line in metrics(tmp_path, "validation")] == evaluated

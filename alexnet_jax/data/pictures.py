@@ -8,14 +8,17 @@ import contextlib
 import io
 import logging
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image, UnidentifiedImageError
 
+from alexnet_jax.data import bmp
 from alexnet_jax.data.side_data import Bare, bare, orientation_of
 
 # As Pillow names them. TGA has no signature, and so is tried last.
@@ -51,22 +54,18 @@ def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Ima
     try:
         with _pillow(max_pixels * JPEG_FACTOR if jpeg else max_pixels):
             found = bare(content)
-            with Image.open(io.BytesIO(found.image), formats=formats) as file:
+            plain, palette = bmp.palette_of(found.image)
+            with Image.open(io.BytesIO(plain), formats=formats if palette is None else ("BMP",)) as file:
                 if file.format == "JPEG" and file.width * file.height > max_pixels:
                     file.draft(None, (size, size))
                     if file.width * file.height > max_pixels:
                         raise Image.DecompressionBombError
-                if file.format == "TIFF" and any(
-                    max(tile.extents[side + 2] for tile in file.tile if tile.extents) < file.size[side]
-                    for side in (0, 1)
-                ):
-                    raise ValueError("not all of it is there")  # Pillow would leave it black
-                with _silent() if file.format == "TIFF" else contextlib.nullcontext():
+                with _libtiff(file) if file.format == "TIFF" else contextlib.nullcontext():
                     file.load()
                 orientation = found.orientation
                 if file.format == "AVIF":  # which Pillow does not turn as the file says, but tells of
                     orientation = orientation_of(file.info.get("exif", b"").removeprefix(b"Exif\0\0"))
-                image = _rgb(file, found)
+                image = _rgb(file, found) if palette is None else bmp.colored(file, palette)
     except UnidentifiedImageError:
         kinds = [name for name in FORMATS if (accept := Image.OPEN[name][1]) and accept(content[:16])]
         what = (
@@ -123,22 +122,40 @@ def _pillow(limit: int) -> Iterator[None]:
 _one_thread = threading.Lock()
 
 
+def _check_tiff(file: Any) -> None:
+    """Raises ValueError where Pillow and libtiff would read what is no part of the picture, or nothing."""
+    if any(max(of.extents[side + 2] for of in file.tile if of.extents) < file.size[side] for side in (0, 1)):
+        raise ValueError("not all of it is there")
+    tags = file.tag_v2
+    if tags.get(259, 1) != 1 and not tags.get(279, tags.get(325)):
+        raise ValueError("it does not say how long its strips are")
+    if min(np.ravel(tags.get(273, tags.get(324, 0)))) < 8:
+        raise ValueError("a strip lies in its header")
+
+
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without stderr, on which libtiff, which Pillow does not ask for it, prints of damage that names no picture."""
+def _libtiff(file: Image.Image) -> Iterator[None]:
+    """Reads what libtiff prints on stderr, where it names no picture. Raises ValueError where that is of a code that
+    cannot be decoded: it says so nowhere else, and leaves the rest of a fax white, or black.
+    """
+    _check_tiff(file)
     try:
         stderr = os.dup(2)
     except OSError:  # it is closed
         yield
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    told = os.memfd_create("libtiff") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
     try:
-        os.dup2(nowhere, 2)
-        yield
+        try:
+            os.dup2(told, 2)
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        if bad := re.search(rb"^\w*Decode\w*: (?!Warning)(.*)", os.pread(told, 2**20, 0), re.MULTILINE):
+            raise ValueError(bad[1].decode(errors="replace"))
     finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
+        os.close(told)
 
 
 def _rgb(file: Image.Image, found: Bare) -> Image.Image:

@@ -21,7 +21,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 from alexnet_jax.config import InputError
 from alexnet_jax.data import processes
 from alexnet_jax.data.images import ENCODINGS, Pixels, Sums, upright_rgb
-from alexnet_jax.files import sha256
+from alexnet_jax.files import sha256, write_whole
+from alexnet_jax.reading import ArrayForm, archive, read_arrays
 
 EXAMPLES_PER_SHARD = 1024
 VERSION = 2  # of what is written; another one makes nothing of what an interrupted run of before has left
@@ -128,13 +129,12 @@ def _write_shard(folder: Path, shard: Shard, progress: Callable[[int], None]) ->
             writer.close()
     except RuntimeError as error:  # array_record's own
         raise InputError(f"{folder}: cannot be written ({str(error).split(';')[0]})") from error
+    account = archive(
+        key=shard.key(), sha256=sha256(file), num_bytes=num_bytes, counts=counts, skipped=np.array(skipped, np.str_),
+        pixels=sums.pixels, products=sums.products,
+    )  # fmt: skip
     remove(folder / f"{shard.name}.npz.partial")
-    with (folder / f"{shard.name}.npz.partial").open("wb") as whole:
-        np.savez(
-            whole, key=shard.key(), sha256=sha256(file), num_bytes=num_bytes, counts=counts, skipped=skipped,
-            pixels=sums.pixels, products=sums.products,
-        )  # fmt: skip
-    os.replace(folder / f"{shard.name}.npz.partial", folder / f"{shard.name}.npz")
+    write_whole(folder / f"{shard.name}.npz", account)
 
 
 def _load(item: Item, shard: Shard) -> tuple[Pixels, int]:
@@ -219,10 +219,13 @@ class Records:
 
 
 def account(folder: Path, shard: Shard) -> dict[str, np.ndarray]:
-    """What NAME.npz says of a shard. Raises what NumPy raises where it is damaged."""
-    names = ("key", "sha256", "num_bytes", "counts", "skipped", "pixels", "products")
-    with (folder / f"{shard.name}.npz").open("rb") as file, np.load(file, allow_pickle=False) as whole:
-        return {name: whole[name] for name in names}
+    """What NAME.npz says of a shard. Raises FileNotFoundError, or InputError where it is damaged."""
+    forms = {
+        "key": ArrayForm("U"), "sha256": ArrayForm("U"), "num_bytes": ArrayForm("iu", (), 0),
+        "counts": ArrayForm("iu", (len(shard.class_names),), 0), "skipped": ArrayForm("U", ("skipped",)),
+        "pixels": ArrayForm("iu", (shard.size, shard.size, 3), 0), "products": ArrayForm("iu", (3, 3), 0),
+    }  # fmt: skip
+    return read_arrays(folder / f"{shard.name}.npz", forms)
 
 
 def is_done(folder: Path, shard: Shard) -> bool:
@@ -231,7 +234,7 @@ def is_done(folder: Path, shard: Shard) -> bool:
         found = account(folder, shard)
         same = str(found["key"]) == shard.key() and str(found["sha256"]) == sha256(folder / f"{shard.name}.shard")
         return same and (shard.on_error == "skip" or not len(found["skipped"]))
-    except Exception:  # what a run that died has left may be anything
+    except (InputError, OSError):  # what a run that died has left may be anything
         return False
 
 

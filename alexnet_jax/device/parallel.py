@@ -107,7 +107,8 @@ def hosts_needed() -> Iterator[None]:
     except (ValueError, RuntimeError) as error:
         # Of a line that was made of it already, the cause.
         of_jax = error.__cause__ if isinstance(error, InputError) else error
-        if not started or not _OF_PARTNERS.search(str(of_jax)):
+        # What the system says of this host is its own: "temporarily unavailable" is a folder that is locked.
+        if not started or isinstance(of_jax, OSError) or not _OF_PARTNERS.search(str(of_jax)):
             raise
         raise InputError(started) from error
 

@@ -1,4 +1,4 @@
-"""Checkpoints by orbax: save, restore, and the signals that ask for one.
+"""Checkpoints by orbax: save and restore.
 
 Each has three items: `params`, all that it takes to use the network; `optimizer`, its state and the number of steps;
 `log`, JSON. Each carries a checksum, and `params` the network's table as well. A fourth, `metrics`, is orbax's own: the
@@ -10,11 +10,8 @@ import copy
 import functools
 import itertools
 import math
-import os
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +30,8 @@ from alexnet_jax.paper.written import Written, as_written, differences, listed
 from alexnet_jax.reading import Positive, read_json
 from alexnet_jax.runs import states
 from alexnet_jax.shown import say
+
+_REMOVED = ".removed"  # the folder, in that of the checkpoints, of those that are not kept
 
 
 class Damaged(Exception):
@@ -60,6 +59,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2, *, read_only: bool = False):
         self._options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,  # what a kill left half-written is removed at the next start
+            todelete_subdir=_REMOVED,  # renamed first, so that a kill leaves none half-removed
             best_fn=lambda metrics: metrics["top1_error"],
             best_mode="min",
             preservation_policy=policies.AnyPreservationPolicy(
@@ -82,6 +82,7 @@ class Checkpoints:
         """Of orbax, which saves; made once damaged checkpoints are set aside, since it does not start with any."""
         self._before = sys.unraisablehook
         sys.unraisablehook = functools.partial(_report_lost_error, self._before)
+        self._remove_old()
         with _named_errors(self._folder, "opened"):
             return ocp.CheckpointManager(self._folder.absolute(), options=self._options, item_handlers=self._handlers)
 
@@ -101,6 +102,7 @@ class Checkpoints:
         params, optimizer = states.on_host((state.params, {"step": state.step, "state": state.opt_state}))
         with _named_errors(self._folder):
             manager.wait_until_finished()  # with the one before, which takes room too
+        self._remove_old()
         needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer))), self._free()
         if free < needed:  # asked first, since a write that fails makes TensorStore's threads print pages
             megabytes = f"{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB free"
@@ -113,6 +115,10 @@ class Checkpoints:
         with _named_errors(self._folder):
             if not manager.save(step, args=items, metrics={"top1_error": top1_error}):
                 raise ValueError(f"orbax did not take that of step {step}")
+
+    def _remove_old(self) -> None:
+        if parallel.is_first_host():
+            shutil.rmtree(self._folder / _REMOVED, ignore_errors=True)
 
     def _free(self) -> int:
         return shutil.disk_usage(self._folder).free
@@ -255,6 +261,7 @@ class Checkpoints:
             try:
                 with _named_errors(self._folder):
                     self._manager.close()
+                self._remove_old()
             finally:
                 sys.unraisablehook = self._before
 
@@ -283,30 +290,3 @@ def _named_errors(folder: Path, what: str = "written") -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).split("\n")[0].split(": ")[-1]
-
-
-@contextlib.contextmanager
-def stop_requests(checkpoints: Checkpoints) -> Iterator[Callable[[int], bool]]:
-    """Within it Ctrl-C and `kill` wait to be asked for, after each step; a second Ctrl-C stops at once.
-
-    An exception raised just anywhere could be lost in another library's callback, or tear a checkpoint. Of several
-    hosts all stop after the same step, whichever was told to; so they do where a cluster announces preemption.
-    """
-    received, several_hosts = [], parallel.several_hosts()
-
-    def receive(number: int, _: Any) -> None:
-        received.append(number)
-        signal.signal(number, signal.default_int_handler)
-        if several_hosts:
-            os.kill(os.getpid(), signal.SIGTERM)  # which JAX has told the others of
-
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield lambda step: False
-        return
-    numbers = (signal.SIGINT,) if several_hosts else (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, receive) for number in numbers}
-    try:
-        yield checkpoints.reached_preemption if several_hosts else lambda step: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -156,9 +156,20 @@ def damage_of(kind):
         (folder / name).mkdir()
         (folder / name / "inside").touch()
 
+    def account(folder, **others):
+        """One with the right key that nothing of ours has written."""
+        file = folder / "train-00001.npz"
+        with np.load(file) as opened:
+            kept = {name: opened[name] for name in opened.files if name != "checksums"}
+        np.savez(file, **(kept | others))
+
     return {
         "a byte of the sums": lambda folder: byte(folder, 0.5),
         "a byte near the end": lambda folder: byte(folder, 0.98),
+        "an account of other classes": lambda folder: account(folder, counts=np.ones(2, int)),
+        "an account of another size": lambda folder: account(folder, pixels=np.ones((9, 9, 3), int)),
+        "an account of fewer than none": lambda folder: account(folder, num_bytes=np.array(-1)),
+        "an account of objects": lambda folder: account(folder, skipped=np.array([None])),
         "cut off": lambda folder: os.truncate(folder / "train-00001.npz", 3000),
         "empty": lambda folder: os.truncate(folder / "train-00001.npz", 0),
         "a folder for an account": lambda folder: folder_in_place(folder, "train-00001.npz"),
@@ -172,7 +183,8 @@ def damage_of(kind):
     "kind",
     [
         "a byte of the sums", "a byte near the end", "cut off", "empty", "a folder for an account",
-        "a folder for a shard", "another file", "a folder for what is being written",
+        "a folder for a shard", "another file", "a folder for what is being written", "an account of other classes",
+        "an account of another size", "an account of fewer than none", "an account of objects",
     ],
 )  # fmt: skip
 def test_a_damaged_rest_is_written_anew(tmp_path, kind):

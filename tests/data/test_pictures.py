@@ -423,6 +423,63 @@ def test_the_limit_is_ones_own_and_not_pillows(monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
+# Palettes
+
+
+def bmp(bits, palette, rows, first=None):
+    """One of 8 × 4 numbers of colours; `first`: where it says that they begin."""
+    packed = {8: rows, 4: rows[:, ::2] << 4 | rows[:, 1::2], 1: np.pad(np.packbits(rows, 1), ((0, 0), (0, 3)))}[bits]
+    content, colors = packed[::-1].tobytes(), b"".join(struct.pack("BBBx", *color[::-1]) for color in palette)
+    first = 54 + len(colors) if first is None else first
+    head = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54 + len(colors + content), 0, 0, first, 40, 8, 4, 1, bits, 0,
+                       len(content), 0, 0, len(palette), 0)  # fmt: skip
+    return head + colors + content
+
+
+@pytest.mark.parametrize(
+    ("bits", "palette"),
+    [
+        (8, [(0, 0, 0), (255, 255, 255)]), (1, [(0, 0, 0), (255, 255, 255)]), (8, [(255, 255, 255), (0, 0, 0)]),
+        (4, [(grey, grey, grey) for grey in range(16)]), (4, [(0, 0, 0), (200, 100, 50)]),
+        (8, [(grey, grey, grey) for grey in range(256)]), (8, [(10, 20, 30 + color) for color in range(200)]),
+    ],
+)  # fmt: skip
+def test_the_palette_of_a_bmp_is_its_colours_whatever_they_are(bits, palette):
+    rows = np.random.default_rng(0).integers(0, len(palette), (4, 8), np.uint8)
+    np.testing.assert_array_equal(pictures.open_picture(bmp(bits, palette, rows), 1), np.array(palette, np.uint8)[rows])
+
+
+def test_colours_that_a_palette_does_not_have_are_refused():
+    rows, palette = np.full((4, 8), 2, np.uint8), [(0, 0, 0), (255, 255, 255)]
+    with pytest.raises(ValueError, match="it has colours that are not in its palette"):
+        pictures.open_picture(bmp(8, palette, rows), 1)
+    with pytest.raises(ValueError, match="it has no palette"):
+        pictures.open_picture(bmp(8, palette, rows, first=54), 1)
+
+
+def tiff_with(tag, value, **options):
+    """A TIFF of which one number is another; 0: without it."""
+    content = bytearray(encoded(picture(), "TIFF", **options))
+    at = content.index(struct.pack("<HH", tag, 4)) if struct.pack("<HH", tag, 4) in content else None
+    at = content.index(struct.pack("<HH", tag, 3)) if at is None else at
+    content[at : at + 12] = struct.pack("<HHII", tag, 4, 1, value) if value else struct.pack("<HHII", 65000, 4, 1, 0)
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (lambda: tiff_with(273, 1), "a strip lies in its header"),
+        (lambda: tiff_with(279, 0, compression="tiff_lzw"), "it does not say how long its strips are"),
+        (lambda: damaged_fax(), "(Bad|Invalid|Uncompressed)"),
+    ],
+)
+def test_a_tiff_whose_pixels_are_no_part_of_it_is_refused(content, problem, capfd):
+    with pytest.raises(ValueError, match=rf"is damaged \({problem}"):
+        pictures.open_picture(content(), 1)
+    assert capfd.readouterr().err == ""
+
+
 # Noise
 
 

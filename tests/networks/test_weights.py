@@ -498,6 +498,13 @@ def test_a_file_of_classes_may_be_of_any_editor(tmp_path, content):
     assert weights._lines(tmp_path / "classes.txt") == ("a", "b")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_a_file_of_classes_in_utf_16_is_told_as_such(tmp_path, encoding):
+    (tmp_path / "classes.txt").write_text("a\nb\n", encoding=encoding)
+    with pytest.raises(InputError, match=r"classes\.txt: is no text in UTF-8"):
+        weights._lines(tmp_path / "classes.txt")
+
+
 def test_a_state_dict_may_be_wrapped_as_trainings_do(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
     file, tensors = tmp_path / "a.pth", torchvision_tensors()

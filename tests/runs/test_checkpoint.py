@@ -24,6 +24,7 @@ from alexnet_jax.paper.table import Conv, Dense
 from alexnet_jax.paper.train_state import TrainState
 from alexnet_jax.paper.written import to_json
 from alexnet_jax.runs import checkpoint
+from alexnet_jax.runs.stopping import stop_requests
 
 TABLE = to_json((Conv(40, 5),))
 # Orbax leaves tasks behind where its reading fails, whose end Python then complains of.
@@ -153,6 +154,17 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path):
     assert names(tmp_path / "three") == ["3", "4", "5"]
 
 
+def test_a_kill_leaves_none_that_is_half_removed(tmp_path, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)  # before it has begun
+        save(tmp_path, dict.fromkeys(range(1, 5)), keep=2)
+    assert names(tmp_path) == [".removed", "3", "4"]
+    assert names(tmp_path / ".removed") == ["1", "2"]
+    shutil.rmtree(tmp_path / ".removed" / "1" / "params")  # or in the middle of it
+    equal(restore(tmp_path), state(4))
+    assert names(tmp_path) == ["3", "4"]
+
+
 def flip(file):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4
@@ -185,6 +197,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capf
     save(tmp_path, {3: None, 5: 0.5})
     damage(tmp_path / "5" / item)
     _is_named_and_the_one_before_is_used(tmp_path, capfd, lambda: damage(tmp_path / "5" / item))
+
+
+def test_so_is_one_whose_log_has_another_form(tmp_path):
+    save(tmp_path, {3: None})
+    save(tmp_path, {5: None}, log={"sums": {"loss": "three"}})
+    equal(restore(tmp_path), state(3))
+    assert names(tmp_path) == ["3", "5.damaged"]
 
 
 @reads_damaged
@@ -320,7 +339,7 @@ def test_nothing_is_pickled(tmp_path):
 def test_the_first_signal_waits_to_be_asked_for_and_the_second_does_not(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     checkpoints = checkpoint.Checkpoints(tmp_path)
-    with checkpoint.stop_requests(checkpoints) as stop_requested:
+    with stop_requests(checkpoints) as stop_requested:
         assert not stop_requested(1)
         signal.raise_signal(signal.SIGTERM)
         assert stop_requested(2)
