@@ -7,14 +7,16 @@ in a table that the caller gives: nothing is imported, no attribute of anything 
 import io
 import pickle
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-_DATA = (
-    "PROTO FRAME STOP MARK POP DUP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT "
-    "BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
-    "TUPLE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST EMPTY_DICT "
-    "BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL BINPERSID"
-).split()
+_DATA = (  # what builds data, of Python's own
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "DUP", "NONE", "NEWTRUE", "NEWFALSE",
+    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT",
+    "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+    "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "EMPTY_DICT",
+    "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "BINPERSID",
+)  # fmt: skip
 _KEYS = (str, bytes, int, float, bool, type(None))  # not tuples, which take Python years to compare if they are nested
 
 
@@ -26,7 +28,7 @@ class Stub:
 
 
 class Maker(NamedTuple):
-    """What a table of names has for a function or a class: it is called with the pickle's arguments, and nobody else's."""
+    """What a table of names has for a function or a class: `make` is called with the arguments in the pickle."""
 
     make: Callable[..., Any]
 
@@ -45,6 +47,9 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
 
     known: (module, name) → a `Maker`, or a value. persistent: what stands for an identifier of something outside.
     """
+
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
 
     def __init__(
         self,
@@ -100,7 +105,8 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
         elif type(of) is not dict:  # whose state is what a class of dicts has beside it
             raise pickle.UnpicklingError(f"a {type(of).__name__} with a state")
 
-    dispatch = {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _DATA} | {  # type: ignore[attr-defined]  # noqa: RUF012
+    _codes = (getattr(pickle, name)[0] for name in _DATA)
+    dispatch: ClassVar[Any] = {code: pickle._Unpickler.dispatch[code] for code in _codes} | {  # type: ignore[attr-defined]
         pickle.APPEND[0]: _append,
         pickle.APPENDS[0]: _extend,
         pickle.SETITEM[0]: _set,
