@@ -22,7 +22,7 @@ from alexnet_jax.shown import say
 
 TRIES, PAUSE, TIMEOUT = 5, 1.0, 30.0  # in a row without a byte; seconds between two; seconds without a byte
 LARGEST = 2**30  # bytes
-BLOCK = 2**18  # bytes read at once
+BLOCK = 2**18  # bytes read at once, at most
 
 
 class Published(NamedTuple):
@@ -145,7 +145,7 @@ def _ask(address: str, written: BinaryIO, advance: Any) -> bool:
         length = answer.headers.get("Content-Length")
         end = None if length is None else start + int(length)
         advance(start, end)
-        while block := answer.read(BLOCK):
+        while block := answer.read1(BLOCK):  # what has come, so that none of it is lost
             written.write(block)
             if written.tell() > LARGEST:
                 raise _Refused(f"it is larger than {LARGEST:,} bytes")

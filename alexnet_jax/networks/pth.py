@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Shaped
 
 from alexnet_jax import pickles
 from alexnet_jax.config import InputError
@@ -50,7 +50,7 @@ class _Tensor(Stub):
     def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, *others: Any, dtype: Any = None):
         self._of, self._others, self._dtype = (storage, offset, shape, strides), others, dtype
 
-    def array(self) -> Num[np.ndarray, "..."]:
+    def array(self) -> Shaped[np.ndarray, "..."]:
         """Its numbers, without a copy. Raises ValueError where it is no view of its storage."""
         storage, offset, shape, strides = self._of
         if type(storage) is not _Storage or type(shape) is not tuple or type(strides) is not tuple:
@@ -107,7 +107,7 @@ for _name, _kind, _storages in _TYPES:
     _KNOWN["torch", _name] = _KNOWN["torch", f"{_storages}Storage"] = np.dtype(_kind or jnp.bfloat16)
 
 
-def read(file: Path) -> dict[str, Num[np.ndarray, "..."]]:
+def read(file: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     """The tensors of a state dict by their names, in their own types; also of one that a training keeps beside other
     things, as "state_dict", "model_state_dict" or "model".
 
@@ -184,7 +184,7 @@ def _of_zip(opened: BinaryIO, size: int) -> Any:
 def _legacy(opened: BinaryIO, size: int) -> Any:
     """What is in a file of the format before 1.6: its numbers begin with their lowest byte."""
     opened.seek(0)
-    stream = io.BytesIO(opened.read(LARGEST))
+    stream = io.BytesIO(opened.read(min(LARGEST, size)))
     storages: dict[str, _Storage] = {}
     starts: dict[str, int] = {}
 
