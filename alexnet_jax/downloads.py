@@ -127,7 +127,8 @@ def _ask(address: str, written: BinaryIO, advance: Any) -> bool:
     if start:
         headers["Range"] = f"bytes={start}-"
     try:
-        answer = urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=TIMEOUT)
+        opener = urllib.request.build_opener()  # by the proxies of now
+        answer = opener.open(urllib.request.Request(address, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
             raise

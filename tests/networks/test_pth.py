@@ -17,7 +17,7 @@ from alexnet_jax.networks import pth
 # What PyTorch wrote
 
 
-def forms(torch):
+def forms(torch, zipped):
     """State dicts of every kind of tensor, and of things that may stand beside them."""
     torch.manual_seed(0)
     base = torch.randn(6, 4)
@@ -25,9 +25,9 @@ def forms(torch):
     adam = torch.optim.Adam(norm.parameters())
     norm(torch.zeros(2, 3, 5, 5)).sum().backward()
     adam.step()
-    kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
-             torch.int8, torch.uint8, torch.bool, torch.uint16, torch.uint32, torch.uint64)  # fmt: skip
-    yield "types", {str(kind): (10 * base).abs().to(kind) for kind in kinds}
+    kinds = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+    kinds += ["uint16", "uint32", "uint64"] if zipped else []  # else PyTorch does not read what it wrote
+    yield "types", {kind: (10 * base).abs().to(getattr(torch, kind)) for kind in kinds}
     yield "views", {"all": base, "row": base[2], "column": base[:, 1], "turned": base.t(), "part": base[1:5:2, 1:3]}
     yield "shapes", {"none": torch.zeros(0, 3), "one": torch.tensor(3.5), "five": torch.randn(1, 2, 1, 2, 1)}
     yield "channels last", {"a": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)}
@@ -47,7 +47,7 @@ def forms(torch):
 def test_what_pytorch_wrote_is_what_it_reads(tmp_path, zipped, protocol):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
     file = tmp_path / "a.pth"
-    for name, state in forms(torch):
+    for name, state in forms(torch, zipped):
         torch.save(state, file, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
         expected = state if protocol == 4 else torch.load(file, weights_only=True)
         expected = expected.get(name, expected)
@@ -242,11 +242,11 @@ def test_an_archive_that_is_none_is_one_line(tmp_path):
 def test_a_damaged_file_is_one_line_or_the_same_numbers(tmp_path, write):
     whole = write(program(tensor()))
     rng, read_on = np.random.default_rng(0), 0
-    for place in range(len(whole)):
+    for place in range(0, len(whole), 5 if write is zipped else 2):
         damaged = bytearray(whole)
         damaged[place] ^= int(rng.integers(1, 256))
         for content in (bytes(damaged), whole[:place]):
             with contextlib.suppress(InputError):
                 found, read_on = read(tmp_path, content), read_on + 1
                 assert all(of.nbytes <= len(whole) for of in found.values())
-    assert read_on < len(whole)
+    assert read_on < len(whole) / 5
