@@ -204,7 +204,9 @@ class Config:
     )
     decay_biases: bool = option(True, "whether the weight decay falls on biases too")
     init_from: str = option(
-        "", "folder of a run, from whose last checkpoint each layer is taken whose name and shapes agree (§6)"
+        "",
+        "folder of a run, from whose last checkpoint each layer is taken whose name and shapes agree (§6); or a "
+        ".safetensors, torchvision, caffe. main: without --architecture and --preset, its network is trained",
     )
     taken_rate_scale: float = option(
         0.1,

@@ -3,7 +3,8 @@
   python -m alexnet_jax.features --workdir=DIR --output=fc7.npy photo.jpg more/*.png folder
   python -m alexnet_jax.features --workdir=DIR --output=fc7.npy --dataset=PREPARED --split=train
 
-DIR: of a run of alexnet_jax.main, or a .safetensors. The rows are in the order of the files, or of the split.
+DIR: of a run of alexnet_jax.main, or a .safetensors, torchvision or caffe. The rows are in the order of the files, or
+of the split.
 """
 
 import dataclasses

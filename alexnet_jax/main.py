@@ -113,16 +113,18 @@ def _run() -> None:
         _evaluate(options, named.get("dataset", ""), **given)
     else:
         jax.config.update("jax_debug_nans", options.debug_nans)
-        _train(options, config, has_crop_size="crop_size" in given)
+        _train(options, config, has_crop_size="crop_size" in given, has_preset="preset" in named)
 
 
 def _evaluate(options: Options, dataset: str, *, batch_size: int = 128, **others: Any) -> None:
+    from alexnet_jax.networks import pretrained
     from alexnet_jax.networks.ensemble import evaluate_networks
 
     if others:
         raise InputError(f"--{next(iter(others))}: not with --mode=evaluate, which takes it from the run")
     sources = [source for source in options.workdir.split(",") if source] or [options.workdir]
-    if not options.output and sources[0].endswith((".npz", ".safetensors")):
+    is_file = sources[0].endswith((".npz", ".safetensors")) or pretrained.is_name(sources[0])
+    if not options.output and is_file:
         raise InputError("--output=DIR is needed where the first of --workdir is a file")
     evaluate_networks(
         sources, Path(options.output or Path(sources[0], "evaluation")).expanduser(), views=options.views,
@@ -131,9 +133,10 @@ def _evaluate(options: Options, dataset: str, *, batch_size: int = 128, **others
     )  # fmt: skip
 
 
-def _train(options: Options, config: Config, *, has_crop_size: bool) -> None:
+def _train(options: Options, config: Config, *, has_crop_size: bool, has_preset: bool) -> None:
     from alexnet_jax.data.datasets import open_dataset
     from alexnet_jax.device import parallel
+    from alexnet_jax.networks.transfer import table_of_origin
     from alexnet_jax.paper.architectures import ARCHITECTURES, CAFFE_IMAGE_SIZE
     from alexnet_jax.paper.table import with_classes
     from alexnet_jax.train import fit
@@ -141,14 +144,18 @@ def _train(options: Options, config: Config, *, has_crop_size: bool) -> None:
     if options.distributed or options.coordinator:
         parallel.start_hosts(options.coordinator, options.num_processes, options.process_id, options.host_timeout)
     name = options.architecture or options.preset
-    if name == "caffe" and not has_crop_size:
-        config = dataclasses.replace(config, crop_size=CAFFE_IMAGE_SIZE)
+    if config.init_from and not options.architecture and not has_preset:
+        layers, crop_size = table_of_origin(config.init_from, Path(options.workdir).expanduser())
+    else:
+        layers, crop_size = ARCHITECTURES[name], CAFFE_IMAGE_SIZE if name == "caffe" else config.crop_size
+    if not has_crop_size:
+        config = dataclasses.replace(config, crop_size=crop_size)
     dataset = open_dataset(options.dataset)
     classes = len(dataset.class_names)
     if options.num_classes and options.num_classes < classes:
         raise InputError(f"--num_classes={options.num_classes}: {dataset.path} has {classes} classes")
     with parallel.hosts_needed():
-        fit(with_classes(ARCHITECTURES[name], options.num_classes or classes), dataset, config, options.workdir)
+        fit(with_classes(layers, options.num_classes or classes), dataset, config, options.workdir)
 
 
 if __name__ == "__main__":

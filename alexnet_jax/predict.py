@@ -3,8 +3,8 @@
   python -m alexnet_jax.predict --workdir=DIR photo.jpg more/*.png folder
   python -m alexnet_jax.predict --workdir=DIR --views=10 --figure=seen.png photo.jpg
 
-DIR: of a run of alexnet_jax.main. A folder stands for all files below it. Where a picture lies in a folder with the
-name of a class, that counts as its true class.
+DIR: of a run of alexnet_jax.main; or a .safetensors, torchvision or caffe. A folder stands for all files below it.
+Where a picture lies in a folder with the name of a class, that counts as its true class.
 """
 
 import dataclasses

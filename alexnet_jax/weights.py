@@ -3,6 +3,7 @@
   python -m alexnet_jax.weights --source=RUN --output=alexnet.safetensors
   python -m alexnet_jax.weights --source=bvlc_alexnet.caffemodel --mean=imagenet_mean.binaryproto --output=…
   python -m alexnet_jax.weights --source=alexnet-owt-7be5be79.pth --output=alexnet.safetensors
+  python -m alexnet_jax.weights --source=torchvision --output=…      or caffe: fetched from where its owner publishes it
   python -m alexnet_jax.weights --source=RUN --output=torch.safetensors --pytorch
   python -m alexnet_jax.weights --source=RUN --output=alexnet.jax      a program: images → probabilities
 
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 class Options:
     """The flags."""
 
-    source: str = option("", "a run's folder, a .safetensors, torchvision's .pth, or Caffe's .caffemodel")
+    source: str = option(
+        "",
+        "a run's folder, a .safetensors, torchvision's .pth, or Caffe's .caffemodel; or torchvision or caffe, "
+        "which are fetched",
+    )
     output: str = option("", "file to write: .safetensors, or .jax for a program of jax.export")
     views: int = option(1, "of a program: 1, the centre of each image, or 10, averaged")
     checkpoint: str = option("latest", "of a run: which of its checkpoints")
@@ -48,15 +53,22 @@ class Options:
 
 def read(options: Options) -> "Trained":
     """The network that is meant, of whatever kind. Raises InputError."""
-    from alexnet_jax.networks import interchange, one_file  # here, so that --help and bad flags do not wait for it
+    from alexnet_jax.networks import (
+        interchange,
+        one_file,
+        pretrained,
+    )  # here, so that --help and bad flags do not wait for it
     from alexnet_jax.networks.loading import load
 
     source = Path(options.source).expanduser()
-    if not source.exists():
+    given = pretrained.is_name(options.source)
+    if not given and not source.exists():
         raise InputError(f"--source={source}: is not there")
+    if options.mean and options.source == "caffe" and given:
+        return pretrained.pretrained("caffe", Path(options.mean).expanduser())
     if options.mean and source.suffix != ".caffemodel":
         raise InputError(f"--mean={options.mean} is for a .caffemodel; {source} is none")
-    if source.is_dir() or one_file.is_ours(source):
+    if given or source.is_dir() or one_file.is_ours(source):
         if options.classes:
             raise InputError(f"--classes={options.classes} is for another framework's network; {source} has its own")
         return load(source, options.checkpoint)

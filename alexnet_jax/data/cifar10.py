@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from alexnet_jax import pickles
 from alexnet_jax.config import InputError
 from alexnet_jax.data import tars
 from alexnet_jax.data.shards import Item
-from alexnet_jax.data.sources import Source, reason
+from alexnet_jax.data.sources import Source
 from alexnet_jax.data.tars import Place
+from alexnet_jax.pickles import Maker, Stub
 
 ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
 TRAIN, TEST = tuple(f"data_batch_{number}" for number in range(1, 6)), "test_batch"
@@ -91,7 +93,7 @@ def _as_binary(pickled: bytes, file: Path) -> Place:
     return Place(file, 0, file.stat().st_size)
 
 
-class _Bytes:
+class _Bytes(Stub):
     """Stands for NumPy's type of bytes, the only one that these files have."""
 
     def __init__(self, name: str | bytes, *others: int):
@@ -102,7 +104,7 @@ class _Bytes:
         """Its layout in memory: for bytes there is only one."""
 
 
-class _Array:
+class _Array(Stub):
     """Stands for NumPy's array of bytes: its shape and its content, of which nothing is made here."""
 
     def __init__(self, *of_nothing: Any):
@@ -124,33 +126,18 @@ def _encoded(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_KNOWN: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Bytes,
-    ("_codecs", "encode"): _encoded,
+_KNOWN = {
+    ("numpy.core.multiarray", "_reconstruct"): Maker(_Array),
+    ("numpy._core.multiarray", "_reconstruct"): Maker(_Array),
+    ("numpy", "ndarray"): Maker(_Array),
+    ("numpy", "dtype"): Maker(_Bytes),
+    ("_codecs", "encode"): Maker(_encoded),
 }
-
-
-# The one in Python: that in C gives out memory by the file's numbers.
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
-    """Builds Python's lists, texts and numbers, and what stands for arrays of bytes. It calls nothing of anybody's."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"a pickle that asks for {module}.{name}")
-        return _KNOWN[module, name]
 
 
 def unpickled(content: bytes) -> dict[Any, Any]:
     """What is in a pickle of CIFAR-10. Raises UnpicklingError for any other."""
-    try:
-        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    except pickle.UnpicklingError:
-        raise
-    except Exception as error:  # damaged pickles raise any type
-        raise pickle.UnpicklingError(f"a damaged pickle: {reason(error)}") from error
+    found = pickles.unpickled(io.BytesIO(content), _KNOWN, encoding="bytes")
     if not isinstance(found, dict):
         raise pickle.UnpicklingError("a pickle of something else")
     return found

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from alexnet_jax import figures
 from alexnet_jax.config import InputError
-from alexnet_jax.data import input_pipeline
+from alexnet_jax.data import imagenet, input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.data.input_pipeline import Batch
 from alexnet_jax.device import parallel
@@ -68,7 +68,8 @@ class Answers(NamedTuple):
 def answers_of(network: Trained, dataset: Dataset, split: str, *, views: int, batch_size: int) -> Answers:
     """Of one network, on all devices of this host. Raises InputError where it was made for other images or classes."""
     network.check_size(dataset)
-    if network.class_names[: len(dataset.class_names)] != dataset.class_names:
+    classes = imagenet.named(dataset.class_names)
+    if network.class_names[: len(classes)] not in (classes, dataset.class_names):
         raise InputError(f"{network.source}: was trained on other classes than those of {dataset.path}")
     devices = jax.local_devices()
     batch_size = math.ceil(batch_size / len(devices)) * len(devices)

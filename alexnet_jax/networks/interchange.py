@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from alexnet_jax.config import Config, InputError
-from alexnet_jax.networks import caffe
+from alexnet_jax.networks import caffe, pth
 from alexnet_jax.networks.network import Trained, network_of_arrays
 from alexnet_jax.networks.one_file import read_safetensors
 from alexnet_jax.paper.architectures import CAFFE, CAFFE_IMAGE_SIZE, TORCHVISION, pooling_first
@@ -23,17 +23,18 @@ TORCHVISION_NAMES = {
     "classifier.1": "fc6", "classifier.4": "fc7", "classifier.6": "fc8",
 }  # fmt: skip
 IMAGENET = 256  # side of the images of both
-# Where others keep a state dict beside other things; and what wrapped networks have before their names.
-_STATES, _WRAPPINGS = ("state_dict", "model_state_dict", "model"), ("module.", "_orig_mod.")
+# Red, green and blue of Caffe's mean image, averaged over its pixels: what examples/00-classification.ipynb subtracts.
+CAFFE_MEAN = np.array([122.6789143406786, 116.66876761696767, 104.0069879317889])
+_WRAPPINGS = ("module.", "_orig_mod.")  # what wrapped networks have before their names
 
 
 def from_torchvision(file: str | Path, class_names: tuple[str, ...] = ()) -> Trained:
-    """torchvision's `alexnet`, from a .safetensors, or a .pth of which nothing is run (`weights_only`; needs PyTorch).
+    """torchvision's `alexnet`, from a .safetensors, or a .pth, which is read without PyTorch.
 
     Its normalisation of the images becomes part of the first kernels and of the mean. Raises InputError.
     """
     file = Path(file)
-    tensors = _without_wrapping(read_safetensors(file)[0] if file.suffix == ".safetensors" else _read_pth(file))
+    tensors = _without_wrapping(read_safetensors(file)[0] if file.suffix == ".safetensors" else pth.read(file))
     known = {f"{theirs}.{part}" for theirs in TORCHVISION_NAMES for part in ("weight", "bias")}
     if set(tensors) != known:
         raise InputError(f"{file}: {_differing(set(tensors), known)}, for torchvision's alexnet")
@@ -45,9 +46,9 @@ def from_torchvision(file: str | Path, class_names: tuple[str, ...] = ()) -> Tra
     return _imported(file, TORCHVISION, 224, parameters, mean_image, class_names)
 
 
-def from_caffe(file: str | Path, mean: str | Path, class_names: tuple[str, ...] = ()) -> Trained:
+def from_caffe(file: str | Path, mean: str | Path | None, class_names: tuple[str, ...] = ()) -> Trained:
     """`bvlc_alexnet.caffemodel`, or CaffeNet's, whose layers 1 and 2 pool before they normalise; mean: Caffe's
-    .binaryproto of the mean image. BGR becomes RGB. Raises InputError.
+    .binaryproto of the mean image; None: the mean value of each colour. BGR becomes RGB. Raises InputError.
     """
     file = Path(file)
     blobs, pools_first = caffe.read_network(file)
@@ -60,7 +61,8 @@ def from_caffe(file: str | Path, mean: str | Path, class_names: tuple[str, ...] 
             raise InputError(f"{file}: {name} has {len(of)} blobs, not weights and biases")
     parameters = _from_other(file, blobs, CAFFE, CAFFE_IMAGE_SIZE)
     parameters["conv1/kernel"] = parameters["conv1/kernel"][:, :, ::-1]
-    mean_image = caffe.read_mean(Path(mean))
+    uniform = np.broadcast_to(CAFFE_MEAN, (IMAGENET, IMAGENET, 3))
+    mean_image = uniform if mean is None else caffe.read_mean(Path(mean))
     if mean_image.shape != (IMAGENET, IMAGENET, 3):
         raise InputError(f"{mean}: is a mean of {mean_image.shape[:2]} pixels, not of {IMAGENET} × {IMAGENET}")
     return _imported(file, layers, CAFFE_IMAGE_SIZE, parameters, mean_image, class_names)
@@ -132,30 +134,6 @@ def _imported(
     names = names or tuple(f"class {number}" for number in range(outputs))
     config = Config(crop_size=crop_size)
     return network_of_arrays(file, config, 0, names, mean_image, with_classes(layers, outputs), parameters)
-
-
-def _read_pth(file: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError:
-        raise InputError(f"{file}: needs PyTorch to be read (pip install torch); a .safetensors does not") from None
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        for name in _STATES:  # beside what else a training keeps
-            if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
-                state = state[name]
-        tensors = {str(name): of for name, of in state.items()} if isinstance(state, Mapping) else {}
-        others = [name for name, of in tensors.items() if not isinstance(of, torch.Tensor)]
-        if not tensors or others:
-            held = f"{others[0]} in it is of type {type(tensors[others[0]]).__name__}" if others else "it holds none"
-            raise InputError(f"{file}: is no state dict of tensors ({held})")
-        return {name: of.detach().to(torch.float32).numpy() for name, of in tensors.items()}
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{file}: is not there") from None
-    except Exception as error:  # PyTorch raises many types, some with pages of advice to run what is in it
-        raise InputError(f"{file}: is damaged, or holds other things than tensors ({type(error).__name__})") from error
 
 
 def _without_wrapping(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The trained network of a run's folder, or of a file of ours."""
+"""The trained network of a run's folder, of a file of ours, or one that others have trained."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from alexnet_jax.config import InputError
-from alexnet_jax.networks import one_file
+from alexnet_jax.networks import one_file, pretrained
 from alexnet_jax.networks.network import Trained, built
 from alexnet_jax.paper.evaluate import all_class_names
 from alexnet_jax.paper.table import Layers
@@ -22,12 +22,13 @@ def load(
     layers: Layers | None = None,
     steps: Mapping[str, Callable] | None = None,
 ) -> Trained:
-    """The network of a run, which may still be running; or of a .safetensors of `one_file.save`.
+    """The network of a run, which may still be running; or of a .safetensors of `one_file.save`; or "torchvision" or
+    "caffe": see `pretrained`.
 
     It is built from the table that is written there. Nothing that a file says is imported or run.
 
     Args:
-      checkpoint: "latest", "best" (lowest validation top-1 error), or a step's number; a file has but one network.
+      checkpoint: "latest", "best" (lowest validation top-1 error), or a step's number; all but runs have one network.
       layers: the table that the caller expects; by default any.
       steps: the functions of steps of one's own, by name, as {"my_step": my_step}.
 
@@ -35,15 +36,23 @@ def load(
     the table is another one than in the checkpoint, or than `layers`: it names layer and field.
     """
     source = Path(run_or_file).expanduser()
-    network = (_of_file if source.suffix == ".safetensors" else _of_run)(source, checkpoint, steps)
+    if pretrained.is_name(run_or_file):
+        _check_only(source, checkpoint)
+        network = pretrained.pretrained(str(run_or_file))
+    else:
+        network = (_of_file if source.suffix == ".safetensors" else _of_run)(source, checkpoint, steps)
     if layers is not None and (differing := differences(to_json(network.net.layers), to_json(layers))):
         raise InputError(f"{source}: is of another network: {listed(differing)}")
     return network
 
 
-def _of_file(file: Path, checkpoint: str, steps: Mapping[str, Callable] | None) -> Trained:
+def _check_only(source: Path, checkpoint: str) -> None:
     if checkpoint not in ("latest", "best"):
-        raise InputError(f"{file}: holds one network and has no checkpoint '{checkpoint}'")
+        raise InputError(f"{source}: holds one network and has no checkpoint '{checkpoint}'")
+
+
+def _of_file(file: Path, checkpoint: str, steps: Mapping[str, Callable] | None) -> Trained:
+    _check_only(file, checkpoint)
     return one_file.load(file, steps)
 
 

@@ -2,22 +2,25 @@
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from alexnet_jax.config import Config, InputError
+from alexnet_jax.data import imagenet
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.files import write_whole
 from alexnet_jax.networks.loading import load
+from alexnet_jax.networks.network import Trained
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.table import Layers, named
 from alexnet_jax.paper.train_state import shapes_of_params
 from alexnet_jax.paper.written import own_steps
+from alexnet_jax.runs import workdir as folder
 from alexnet_jax.runs.workdir import ORIGIN, taken_over
 from alexnet_jax.shown import say
 
@@ -69,20 +72,46 @@ def find_origin(config: Config, workdir: Path, net: AlexNet, dataset: Dataset) -
     taken = taken_over(workdir, own)
     if taken and any((workdir / "checkpoints").glob("[0-9]*")):
         return Origin(config.init_from, taken, [], {})
-    try:
-        origin = load(config.init_from, steps=own_steps(net.layers))
-    except InputError as error:
-        raise InputError(f"--init_from={config.init_from}: {error}") from error
+    origin = _load(config.init_from, own_steps(net.layers))
     theirs = flatten_dict(origin.params, sep="/")
     same = common_layers(net.layers, origin.net.layers)
-    if origin.class_names[: len(dataset.class_names)] != dataset.class_names:
+    classes = imagenet.named(dataset.class_names)
+    if origin.class_names[: len(classes)] not in (classes, dataset.class_names):
         same.discard([*named(origin.net.layers)][-1])
     same -= {_layer(name) for name in own if name not in theirs or theirs[name].shape != own[name].shape}
     taken = [name for name in own if _layer(name) in same]
     if not taken:
-        raise InputError(f"--init_from={config.init_from}: none of its layers has the name and shapes of one here")
+        raise InputError(
+            f"--init_from={config.init_from}: none of its layers has the name and shapes of one here "
+            f"({_differing(theirs, own)}); without --architecture and --preset, its own network is trained"
+        )
     for layer in config.frozen_layers:
         if not {f"{layer}/kernel", f"{layer}/bias"} <= set(taken):
             raise InputError(f"--frozen_layers={layer}: is not taken over from {config.init_from}")
     values = {name: np.asarray(theirs[name]) for name in taken}
     return Origin(f"{origin.source}, step {origin.step}", taken, [name for name in own if name not in values], values)
+
+
+def table_of_origin(init_from: str, workdir: Path) -> tuple[Layers, int]:
+    """The layers of the network that a run is to begin with, and the size of its crops; of a run that has begun, its
+    own. Raises InputError.
+    """
+    if (workdir / folder.CONFIG).exists():  # its origin may have gone
+        begun = folder.read(workdir)
+        return begun.layers, begun.config.crop_size
+    origin = _load(init_from)
+    return origin.net.layers, origin.config.crop_size
+
+
+def _load(init_from: str, steps: Mapping[str, Callable] | None = None) -> Trained:
+    try:
+        return load(init_from, steps=steps)
+    except InputError as error:
+        raise InputError(f"--init_from={init_from}: {error}") from error
+
+
+def _differing(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    for name in own:
+        if name in theirs and len(own[name].shape) > 1:
+            return f"{name} is {theirs[name].shape} there, {own[name].shape} here"
+    return f"there are {', '.join([*theirs][:3])} there, {', '.join([*own][:3])} here"

@@ -160,14 +160,17 @@ def test_flags_that_would_do_nothing_or_harm_are_refused(flags, message):
         weights.read(weights.Options(**flags))
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "pth before 1.6"])
 def test_torchvision_has_the_outputs_of_pytorch(tmp_path, kind):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
     nn = torch.nn
     tensors = torchvision_tensors()
-    file = tmp_path / f"alexnet.{kind}"
+    file = tmp_path / f"alexnet.{kind.split()[0]}"
     state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
-    safetensors.numpy.save_file(tensors, file) if kind == "safetensors" else torch.save(state, file)
+    if kind == "safetensors":
+        safetensors.numpy.save_file(tensors, file)
+    else:
+        torch.save(state, file, _use_new_zipfile_serialization=kind == "pth")
     network = interchange.from_torchvision(file)
     # torchvision/models/alexnet.py
     c, d = WIDTHS[:5], WIDTHS[5:]
@@ -337,7 +340,7 @@ def bad_safetensors(tmp_path):
     pickled = tmp_path / "a.pth"
     for content in (pickle.dumps({"features.0.weight": Malicious()}), b"no pickle", b""):
         pickled.write_bytes(content)
-        yield "holds other things than tensors|needs PyTorch", lambda: interchange.from_torchvision(pickled)
+        yield "holds other things than tensors", lambda: interchange.from_torchvision(pickled)
     model, mean, blobs, _ = caffe_files(tmp_path)
     whole = model.read_bytes()
     for content, message in (
@@ -531,6 +534,7 @@ def test_a_state_dict_may_be_wrapped_as_trainings_do(tmp_path):
         ({"state_dict": state, "features": 3}, None),
         ({**state, "epoch": 3}, r"is no state dict of tensors \(epoch in it is of type int\)$"),
         ([1, 2], r"is no state dict of tensors \(it holds none\)$"),
+        ({1: state["features.0.bias"]}, r"is no state dict of tensors \(1 in it is of type Tensor\)$"),
         ({}, r"is no state dict of tensors \(it holds none\)$"),
         ({**state, **parallel}, "is one too many"),
     ):
