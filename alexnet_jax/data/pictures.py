@@ -35,8 +35,8 @@ UPRIGHT = {
 }
 
 
-def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The first picture in a file, upright, RGB.
+def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS, *, upright: bool = True) -> Image.Image:
+    """The first picture in a file, RGB; turned as its EXIF says, where it is to be `upright`.
 
     Greyscale is spread over RGB, CMYK converted, transparency laid on white; 16 bits, and decimal numbers from 0 to 1,
     are scaled to 0…255. Raises ValueError where it is no picture, a damaged one, one in other units, or too large.
@@ -81,7 +81,7 @@ def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Ima
         raise ValueError(str(error)) from None
     except Exception as error:  # each of Pillow's formats raises its own types for damaged data
         raise ValueError(f"is damaged ({' '.join(str(error).split()) or type(error).__name__})") from error
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+    return image.transpose(UPRIGHT[orientation]) if upright and orientation in UPRIGHT else image
 
 
 class _OtherUnitsError(ValueError):

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.data.datasets import Dataset, open_dataset
-from alexnet_jax.data.images import Pixels, read_file, upright_rgb
+from alexnet_jax.data.images import read_file
 from alexnet_jax.data.pictures import MAX_PIXELS
+from alexnet_jax.data.preprocessing import OWN, Pixels, Preprocessing
 from alexnet_jax.device import xla
 from alexnet_jax.device.tuned import tuned
 from alexnet_jax.paper import evaluate
@@ -31,7 +32,8 @@ class Trained:
 
     source: the run's folder, or the file. step: how many it was trained. config: with which settings. dataset: name of
     the data set, where it is known. class_names: of its outputs. mean_image: of its training images, which are as
-    large. net: of the formulas; what computes here uses `tuned`. params: as `net.apply` takes them.
+    large. net: of the formulas; what computes here uses `tuned`. params: as `net.apply` takes them. preprocessing: how
+    a picture becomes an image.
     """
 
     source: Path
@@ -42,6 +44,7 @@ class Trained:
     mean_image: Float[np.ndarray, "size size 3"] = dataclasses.field(repr=False)
     net: AlexNet = dataclasses.field(repr=False)
     params: PyTree = dataclasses.field(repr=False)
+    preprocessing: Preprocessing = OWN
 
     @property
     def size(self) -> int:
@@ -49,14 +52,15 @@ class Trained:
         return len(self.mean_image)
 
     def preprocess(self, picture: str | Path | bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> Pixels:
-        """A picture as `probabilities` and `features` take it: upright RGB, (size, size, 3), uint8.
+        """A picture as `probabilities` and `features` take it: RGB, (size, size, 3), uint8; see `preprocessing`.
 
         picture: a file's path or content, or pixels (height, width, 3). max_pixels: of a file. Raises InputError where
         a file is none, and ValueError where content is none.
         """
+        rule, crop_size = self.preprocessing, self.config.crop_size
         if isinstance(picture, (str, Path)):
-            return read_file(picture, self.size, max_pixels)
-        return upright_rgb(picture, self.size, max_pixels)
+            return read_file(picture, self.size, max_pixels, preprocessing=rule, crop_size=crop_size)
+        return rule(picture, self.size, crop_size, max_pixels)
 
     def probabilities(
         self, images: UInt8[np.ndarray | Array, "n size size 3"], *, views: int = 1
@@ -169,6 +173,7 @@ def network_of_arrays(
     mean_image: np.ndarray,
     layers: Layers,
     parameters: Mapping[str, np.ndarray],
+    preprocessing: Preprocessing = OWN,
 ) -> Trained:
     """A network of parameters by their names, as "conv1/kernel".
 
@@ -191,4 +196,4 @@ def network_of_arrays(
         if not np.isfinite(values).all():
             raise InputError(f"{file}: {name} is not finite")
     params = unflatten_dict({name: jnp.asarray(of, jnp.float32) for name, of in parameters.items()}, sep="/")
-    return Trained(file, step, config, "", class_names, np.asarray(mean_image), net, params)
+    return Trained(file, step, config, "", class_names, np.asarray(mean_image), net, params, preprocessing)
