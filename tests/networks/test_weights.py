@@ -160,35 +160,38 @@ def test_flags_that_would_do_nothing_or_harm_are_refused(flags, message):
         weights.read(weights.Options(**flags))
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "pth"])
-def test_torchvision_has_the_outputs_of_pytorch(tmp_path, kind):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
-    nn = torch.nn
-    tensors = torchvision_tensors()
-    file = tmp_path / f"alexnet.{kind}"
-    state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
-    safetensors.numpy.save_file(tensors, file) if kind == "safetensors" else torch.save(state, file)
-    network = interchange.from_torchvision(file)
-    # torchvision/models/alexnet.py
-    c, d = WIDTHS[:5], WIDTHS[5:]
-    module = nn.Module()
-    module.features = nn.Sequential(
+def torchvision_module(torch, state):
+    """torchvision/models/alexnet.py, in float64."""
+    nn, c, d = torch.nn, WIDTHS[:5], WIDTHS[5:]
+    features = nn.Sequential(
         nn.Conv2d(3, c[0], 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2),
         nn.Conv2d(c[0], c[1], 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
         nn.Conv2d(c[1], c[2], 3, padding=1), nn.ReLU(), nn.Conv2d(c[2], c[3], 3, padding=1), nn.ReLU(),
         nn.Conv2d(c[3], c[4], 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
     )  # fmt: skip
-    module.classifier = nn.Sequential(
+    classifier = nn.Sequential(
         nn.Dropout(), nn.Linear(c[4] * 36, d[0]), nn.ReLU(), nn.Dropout(), nn.Linear(d[0], d[1]), nn.ReLU(),
         nn.Linear(d[1], d[2]),
     )  # fmt: skip
+    module = nn.ModuleDict({"features": features, "classifier": classifier})
     module.load_state_dict(state)
     module.double().eval()
+    return lambda images: module["classifier"](module["features"](images).flatten(1))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_torchvision_has_the_outputs_of_pytorch(tmp_path, kind):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
+    tensors = torchvision_tensors()
+    file = tmp_path / f"alexnet.{kind}"
+    state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    safetensors.numpy.save_file(tensors, file) if kind == "safetensors" else torch.save(state, file)
+    network = interchange.from_torchvision(file)
     # The transforms of its weights: the centre of 224, to [0, 1], normalised.
     scaled = IMAGES[:, 16:240, 16:240].astype(np.float64) / 255
     scaled = (scaled - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     with torch.no_grad():
-        expected = module.classifier(module.features(torch.from_numpy(scaled.transpose(0, 3, 1, 2))).flatten(1))
+        expected = torchvision_module(torch, state)(torch.from_numpy(scaled.transpose(0, 3, 1, 2)))
     found = logits(network, IMAGES)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5 * np.abs(expected.numpy()).max())
 
