@@ -10,13 +10,15 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image, UnidentifiedImageError
 
 from alexnet_jax.data.side_data import Bare, bare, orientation_of
+from alexnet_jax.shown import one_speaks
 
 # As Pillow names them. TGA has no signature, and so is tried last.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "AVIF", "ICO", "PPM", "TGA")
@@ -49,7 +51,7 @@ def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS, *, upr
     formats = (*FORMATS, *_heif(content))
     jpeg = content.startswith(b"\xff\xd8\xff")
     try:
-        with _pillow(max_pixels * JPEG_FACTOR if jpeg else max_pixels):
+        with _settings.of(max_pixels * JPEG_FACTOR if jpeg else max_pixels):
             found = bare(content)
             with Image.open(io.BytesIO(found.image), formats=formats) as file:
                 if file.format == "JPEG" and file.width * file.height > max_pixels:
@@ -84,6 +86,17 @@ def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS, *, upr
     return image.transpose(UPRIGHT[orientation]) if upright and orientation in UPRIGHT else image
 
 
+def usual_side(reads: Sequence[Callable[[], Any]], count: int = 15) -> int:
+    """The median of the shorter sides of pictures, by the heads of a few of their files; 0 where none can be read."""
+    sides = []
+    for number in range(min(count, len(reads))):
+        with contextlib.suppress(Exception), _settings.of(MAX_PIXELS):
+            content = reads[number * len(reads) // min(count, len(reads))]()
+            with Image.open(io.BytesIO(content), formats=FORMATS) as file:
+                sides.append(min(file.size))
+    return sorted(sides)[len(sides) // 2] if sides else 0
+
+
 class _OtherUnitsError(ValueError):
     """Numbers of which nobody knows what is white."""
 
@@ -100,45 +113,66 @@ def _heif(content: bytes) -> tuple[str, ...]:
     return ("HEIF",)
 
 
-@contextlib.contextmanager
-def _pillow(limit: int) -> Iterator[None]:
-    """Pillow without warnings, which name no picture, and with its check of sizes set to `limit` pixels.
+class _Settings:
+    """Pillow without warnings, which name no picture, and with its check of sizes set to a number of pixels.
 
-    All of these are the process's, so one thread at a time.
+    All of these are the process's: threads with the same limit share them, others wait.
     """
-    logger = logging.getLogger("PIL")
-    with _one_thread, warnings.catch_warnings():
-        level, before = logger.level, Image.MAX_IMAGE_PIXELS
+
+    def __init__(self) -> None:
+        self._turn, self._threads, self._limit = threading.Condition(), 0, 0
+        self._before = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def of(self, limit: int) -> Iterator[None]:
+        """Within it they hold."""
+        with self._turn:
+            self._turn.wait_for(lambda: not self._threads or self._limit == limit)
+            if not self._threads:
+                self._set(limit)
+            self._threads += 1
         try:
-            Image.MAX_IMAGE_PIXELS = limit
-            logger.setLevel(logging.CRITICAL + 1)
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = before
-            logger.setLevel(level)
+            with self._turn:
+                self._threads -= 1
+                if not self._threads:
+                    self._before.close()
+                    self._turn.notify_all()
+
+    def _set(self, limit: int) -> None:
+        Image.init()  # else two threads could both be looking for formats, and one would find too few
+        logger = logging.getLogger("PIL")
+        self._limit = limit
+        self._before.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+        self._before.callback(logger.setLevel, logger.level)
+        self._before.enter_context(warnings.catch_warnings())
+        Image.MAX_IMAGE_PIXELS = limit
+        logger.setLevel(logging.CRITICAL + 1)
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-_one_thread = threading.Lock()
+_settings = _Settings()
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Without stderr, on which libtiff, which Pillow does not ask for it, prints of damage that names no picture."""
-    try:
-        stderr = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
+    with one_speaks:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # it is closed
+            yield
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            os.close(nowhere)
 
 
 def _rgb(file: Image.Image, found: Bare) -> Image.Image:

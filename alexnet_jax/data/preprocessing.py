@@ -32,20 +32,27 @@ class Preprocessing:
 
     def __call__(
         self,
-        picture: bytes | UInt8[np.ndarray, "height width 3"],
+        picture: bytes | np.ndarray,
         size: int,
         crop_size: int = 0,
         max_pixels: int = MAX_PIXELS,
     ) -> Pixels:
         """A file of one of `pictures.FORMATS`, or pixels, as an image.
 
-        crop_size: of the network's views. The image lies so that the central one is where the framework has it, to the
-        pixel. Raises ValueError as `pictures.open_picture`.
+        picture: of pixels, uint8, RGB (height, width, 3) or grey (height, width). crop_size: of the network's views.
+        The image lies so that the central one is where the framework has it, to the pixel.
+
+        Raises ValueError as `pictures.open_picture`, and for an array that is no picture.
         """
         if isinstance(picture, np.ndarray):
+            if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,)):
+                what = f"is {picture.dtype} of the shape {picture.shape}"
+                raise ValueError(f"{what}; must be uint8, (height, width, 3) or (height, width)")
             if picture.shape == (size, size, 3):
                 return picture
-            image = Image.fromarray(picture)
+            if not picture.size:
+                raise ValueError("is empty")
+            image = Image.fromarray(picture).convert("RGB")
         else:
             image = open_picture(picture, size, max_pixels, upright=self.upright)
         width, height = image.size

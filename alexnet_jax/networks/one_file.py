@@ -112,9 +112,15 @@ def is_ours(file: Path) -> bool:
 def program(network: Trained, *, views: int = 1) -> bytes:
     """The function images (uint8, (n, size, size, 3), for any n) → probabilities ((n, classes), float32) with all its
     parameters, as `jax.export` serializes it: it runs on CPUs, GPUs and TPUs, without this package.
+
+    It takes images as `Trained.preprocess` makes them. Its name, `Exported.fun_name`, says how that is.
     """
     logits = network.make_logits(views=views, formulas=True)
     (n,) = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, network.size, network.size, 3), jnp.uint8)
-    answers = jax.jit(lambda images: jax.nn.softmax(logits(network.params, images)))
-    return bytes(jax.export.export(answers, platforms=PLATFORMS)(images).serialize())
+
+    def answers(images: jax.Array) -> jax.Array:
+        return jax.nn.softmax(logits(network.params, images))
+
+    answers.__name__ = f"probabilities of images: {network.preprocessing.describe(network.size)}"
+    return bytes(jax.export.export(jax.jit(answers), platforms=PLATFORMS)(images).serialize())
