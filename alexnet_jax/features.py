@@ -110,7 +110,7 @@ def _of_files(network: "Trained", files: Sequence[str], names: Sequence[str], ma
     left = iter(files)
     for features, pixels in network.features_in_batches(files, names, max_pixels=max_pixels):
         errors = [of for of in pixels if isinstance(of, InputError)]
-        read = [file for file, of in zip(left, pixels, strict=False) if not isinstance(of, InputError)]
+        read = [file for of, file in zip(pixels, left, strict=False) if not isinstance(of, InputError)]
         yield Some(features, read, errors)
 
 

@@ -47,6 +47,7 @@ class Options:
     views: int = option(1, "1: the centre of the picture; 10: averaged over corners, centre and their mirror images")
     top: int = option(5, "how many classes are shown", minimum=1)
     format: str = option("table", f"how the answers are shown: {one_of(FORMATS)} (one line of JSON for each picture)")
+    json: bool = option(False, "the same as --format=json")
     figure: str = option("", "a .png, .pdf or .svg of the pictures (400 at most) and answers, as in Figure 4")
     max_pixels: int = option(MAX_PIXELS, "of a picture; a larger one cannot be read (JPEGs: four times)", minimum=1)
     maps: str = option("", "with --figure and one picture: draw its feature maps of this name, as conv1 or conv1:relu")
@@ -165,6 +166,8 @@ def main() -> None:
 
 def _predict(arguments: Sequence[str]) -> None:
     options = Options(**command.given_flags(Options))
+    if options.json:
+        options = dataclasses.replace(options, format="json")
     if not arguments:
         raise InputError("no picture is given: python -m alexnet_jax.predict --workdir=DIR photo.jpg more/*.png folder")
     files = files_of(arguments)

@@ -12,6 +12,7 @@ exit code 2, whose one line names the file and the field. Other ends there must 
 import argparse
 import collections
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import io
@@ -107,6 +108,7 @@ def network_of_file(folder: Path) -> str:
 
 def digest(found: Trained) -> str:
     parts = [to_json(found.net.layers), found.config.crop_size, found.config.center_mean, found.config.precision]
+    parts.append(dataclasses.asdict(found.preprocessing))
     text = json.dumps([*parts, found.class_names, str(found.net.dtype)])
     arrays = b"".join(np.asarray(of, np.float32).tobytes() for of in (found.mean_image, *jax.tree.leaves(found.params)))
     return hashlib.sha256(text.encode() + arrays).hexdigest()

@@ -22,6 +22,7 @@ from speed_tables import (
     imagenet_plan,
     input_speed,
     jpeg_decoders,
+    prediction_speed,
     prepare_speed,
     startup,
     throughput,
@@ -152,9 +153,9 @@ def precision() -> str:
 TABLES = {"first_minutes": first_minutes.page} | {
     of.__name__: of
     for of in (
-        first_runs, first_steps, two_gpus, kills, precision, jpeg_decoders, prepare_speed, input_speed, feeding,
-        imagenet_plan, throughput, throughput_costs, compiled, breakdown, startup, figure1, lrn_on_cifar10,
-        overfitting_and_cures, ablations, specialisation, table2, claims,
+        first_runs, first_steps, two_gpus, kills, precision, jpeg_decoders, prediction_speed, prepare_speed,
+        input_speed, feeding, imagenet_plan, throughput, throughput_costs, compiled, breakdown, startup, figure1,
+        lrn_on_cifar10, overfitting_and_cures, ablations, specialisation, table2, claims,
     )
 }  # fmt: skip
 
