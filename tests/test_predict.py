@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -151,8 +150,8 @@ def test_nothing_more_is_computed_for_a_reader_that_has_gone(monkeypatch, tmp_pa
     prediction = predict.Prediction("a.png", np.zeros((4, 4, 3), np.uint8), [("red", 1.0)], None)
     for figure, expected in (("", 3), (str(tmp_path / "a.png"), 50)):
         read, write = os.pipe()
-        monkeypatch.setattr(sys, "stdout", Stream(os.fdopen(write, "w")))
-        computed = []
+        output, computed = os.fdopen(write, "w"), []
+        monkeypatch.setattr(sys, "stdout", Stream(output))
 
         def seeing(computed=computed):
             for number in range(50):
@@ -164,15 +163,15 @@ def test_nothing_more_is_computed_for_a_reader_that_has_gone(monkeypatch, tmp_pa
         seen, failed = predict._show(seeing(), 50, predict.Options(workdir="run", figure=figure))
         assert (len(computed), failed) == (expected, 0)
         assert len(seen) == (50 if figure else 0)
+        output.close()
 
 
 def test_progress_is_a_bar_on_a_terminal_and_sparse_lines_elsewhere(monkeypatch, capsys):
     now = [1000.0]
-    monkeypatch.setattr(time, "time", lambda: now[0])  # tqdm's clock
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
     for terminal in (False, True):
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
         with progress(1000, unit=" pictures", delay=1) as bar:
-            bar._time = lambda: now[0]
             for _ in range(1000):
                 now[0] += 0.04
                 bar.update()
