@@ -14,10 +14,11 @@ from test_weights import (
     WIDTHS,
     caffe_files,
     logits,
+    narrow,  # noqa: F401  a fixture of every test here, too
     prototxt,
     torchvision_module,
     torchvision_tensors,
-)  # fmt: skip
+)
 
 from alexnet_jax.config import InputError
 from alexnet_jax.data.preprocessing import CAFFE, OWN, TORCHVISION, Preprocessing, opencv_linear
