@@ -139,6 +139,8 @@ def startup() -> str:
 
 
 def prediction_speed() -> str:
+    if not (RESULTS / "prediction_speed.json").exists():
+        return "Not measured yet: `python experiments/prediction_speed.py`."
     values = log("prediction_speed")
     rows = []
     for name, of in values["networks"].items():
