@@ -109,12 +109,15 @@ def progress(total: int, **options: Any) -> Any:
 
 
 class _Lines:
-    """A file for tqdm, which begins what it writes with a carriage return."""
+    """A file for tqdm, which begins what it writes with a carriage return, and writes its last state twice."""
+
+    _last = ""
 
     def write(self, text: str) -> None:
-        """A line, where there is something on it."""
-        if line := text.strip():
+        """A line, where there is something new on it."""
+        if (line := text.strip()) and line != self._last:
             say(line, error=True)
+            self._last = line
 
     def flush(self) -> None:
         """It has been."""
