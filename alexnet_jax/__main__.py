@@ -3,7 +3,7 @@
   python -m alexnet_jax.main --workdir=DIR                  trains and evaluates
   python -m alexnet_jax.prepare --source=… --output=DIR     makes a data set of your photographs
   python -m alexnet_jax.predict --workdir=DIR photo.jpg     the likeliest classes of pictures
-  python -m alexnet_jax.features --workdir=DIR --output=…   the outputs of a layer, as features
+  python -m alexnet_jax.features --workdir=DIR --output=…   the outputs of layers, as features
   python -m alexnet_jax.weights --source=… --output=…       one file for a network; other frameworks' networks
 
 Each explains its flags with --help.

@@ -1,20 +1,33 @@
-"""Writes what a layer of a trained network says of pictures, as features: one row a picture.
+"""Writes what layers of a trained network say of pictures, as features: one row a picture.
 
-  python -m alexnet_jax.features --workdir=DIR --output=fc7.npy photo.jpg more/*.png folder
-  python -m alexnet_jax.features --workdir=DIR --output=fc7.npy --dataset=PREPARED --split=train
+  python -m alexnet_jax.features --workdir=DIR --output=f.npz photo.jpg more/*.png folder
+  python -m alexnet_jax.features --workdir=DIR --output=f.npz --layers=conv1:relu,conv5:pool,fc7 folder
+  python -m alexnet_jax.features --workdir=DIR --output=f.npy --dataset=PREPARED --split=train
+  python -m alexnet_jax.features --workdir=DIR --layers=help
 
 DIR: of a run of alexnet_jax.main, or a .safetensors, torchvision or caffe. The rows are in the order of the files, or
-of the split.
+of the split; f.csv says what each is of. An .npz holds an array for each layer. As .npy each layer has a file of its
+own, f-conv1-relu.npy where there are several; numpy.load(file, mmap_mode="r") reads from such a one without loading it.
 """
 
+import contextlib
+import csv
 import dataclasses
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, option
 from alexnet_jax.data.pictures import MAX_PIXELS
-from alexnet_jax.shown import say
+from alexnet_jax.shown import progress, say, shown
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from alexnet_jax.data.datasets import Dataset
+    from alexnet_jax.networks.network import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,18 +36,30 @@ class Options:
 
     workdir: str = option("", "folder of the run that trained the network, or a .safetensors")
     checkpoint: str = option("latest", "which of its checkpoints: latest, best, or the number of a step")
-    layer: str = option("", "name of the output, as conv1:pool or fc7:relu; none: the last before the classes")
+    layers: tuple[str, ...] = option(
+        (), "names of outputs, comma-separated, as conv1:pool,fc7; help: lists them; none: the last before the classes"
+    )
     dataset: str = option("", "a prepared data set, in place of files")
     split: str = option("train", "of the data set")
     max_pixels: int = option(MAX_PIXELS, "of a picture; a larger one cannot be read (JPEGs: four times)", minimum=1)
-    output: str = option("", "the .npy to write")
+    output: str = option("", "the .npz or .npy to write")
 
     def __post_init__(self):
         check_bounds(self)
         if not self.workdir:
             raise InputError("--workdir=DIR is needed: the folder of a run")
-        if Path(self.output).suffix != ".npy":
-            raise InputError(f"--output={self.output}: must end in .npy")
+        if self.layers != ("help",) and Path(self.output).suffix not in (".npz", ".npy"):
+            raise InputError(f"--output={self.output}: must end in .npz or .npy")
+        if len({*self.layers}) < len(self.layers):
+            raise InputError(f"--layers={','.join(self.layers)}: names one twice")
+
+
+class Some(NamedTuple):
+    """Some rows. features: by output. of: what each is of, a file or a class. errors: of pictures that are none."""
+
+    features: "dict[str, np.ndarray]"
+    of: list[str]
+    errors: Sequence[InputError] = ()
 
 
 def main() -> None:
@@ -45,25 +70,102 @@ def main() -> None:
 
 def _write(arguments: Sequence[str]) -> None:
     options = Options(**command.given_flags(Options))
+    if options.layers == ("help",):
+        return _list_outputs(options)
     if bool(arguments) == bool(options.dataset):
         raise InputError("give pictures, or --dataset=PREPARED: python -m alexnet_jax.features --workdir=DIR photo.jpg")
     # Here, so that --help and bad flags do not wait for it.
-    import numpy as np
-
     from alexnet_jax.data.datasets import open_dataset
-    from alexnet_jax.networks.layer_outputs import features_of_split, last_hidden
+    from alexnet_jax.networks.layer_outputs import last_hidden
     from alexnet_jax.networks.loading import load
-    from alexnet_jax.predict import files_of
+    from alexnet_jax.predict import files_of, say_if_small
 
     network, output = load(options.workdir, options.checkpoint), Path(options.output).expanduser()
-    layer = options.layer or last_hidden(network)
+    names = options.layers or (last_hidden(network),)
+    network.make_outputs(names)  # known before the pictures are read
     if options.dataset:
         dataset = open_dataset(options.dataset)
-        rows = features_of_split(network, dataset, options.split, output=layer, file=output)
+        kind, rows = "class", _of_split(network, dataset, options.split, names)
+        total = len(dataset.splits.get(options.split, ()))
     else:
-        rows = network.features(files_of(arguments), [layer], max_pixels=options.max_pixels)[layer]
-        np.save(output, rows)
-    say(f"{output}: {layer} of {len(rows):,} pictures, {' × '.join(map(str, rows.shape[1:]))} each")
+        files = files_of(arguments)
+        kind, rows, total = "file", _of_files(network, files, names, options.max_pixels), len(files)
+        say_if_small(network, files)
+    failed = write(rows, names, kind, total, output)
+    if failed:
+        raise InputError(f"{failed} of {total} pictures cannot be read")
+    return None
+
+
+def _list_outputs(options: Options) -> None:
+    from alexnet_jax.networks.layer_outputs import shapes  # here, as above
+    from alexnet_jax.networks.loading import load
+
+    found = shapes(load(options.workdir, options.checkpoint))
+    width = max(map(len, found))
+    say(*(f"{name:{width}}  {_by(shape)}" for name, shape in found.items()))
+
+
+def _of_files(network: "Trained", files: Sequence[str], names: Sequence[str], max_pixels: int) -> Iterator[Some]:
+    left = iter(files)
+    for features, pixels in network.features_in_batches(files, names, max_pixels=max_pixels):
+        errors = [of for of in pixels if isinstance(of, InputError)]
+        read = [file for of, file in zip(pixels, left, strict=False) if not isinstance(of, InputError)]
+        yield Some(features, read, errors)
+
+
+def _of_split(network: "Trained", dataset: "Dataset", split: str, names: Sequence[str]) -> Iterator[Some]:
+    from alexnet_jax.networks.layer_outputs import split_in_batches  # here, as above
+
+    for features, labels in split_in_batches(network, dataset, split, names):
+        yield Some(features, [dataset.class_names[label] for label in labels])
+
+
+def write(rows: Iterable[Some], names: Sequence[str], kind: str, total: int, output: Path) -> int:
+    """Writes them as they come: the arrays, and a .csv with a column `kind`. Returns of how many there are none."""
+    from alexnet_jax.networks.layer_outputs import Rows, write_archive  # here, as above
+
+    is_archive = output.suffix == ".npz"
+    parts = {name: output.with_name(f"{output.stem}-{name.replace(':', '-')}.npy") for name in names}
+    if is_archive:
+        parts = {name: part.with_suffix(".part") for name, part in parts.items()}
+    elif len(names) == 1:
+        parts = {names[0]: output}
+    of_rows: list[str] = []
+    failed = 0
+    with contextlib.ExitStack() as files, progress(total, unit=" pictures", delay=1) as bar:
+        written = {name: files.enter_context(Rows(part)) for name, part in parts.items()}
+        for some in rows:
+            for error in some.errors:
+                say(f"error: {error}", error=True)
+            for name, file in written.items():
+                file.append(some.features[name])
+            of_rows += some.of
+            failed += len(some.errors)
+            bar.update(len(some.of) + len(some.errors))
+    if not of_rows:
+        return failed
+    if is_archive:
+        write_archive(parts, output)
+        for part in parts.values():
+            part.unlink()
+    write_names(kind, of_rows, output.with_suffix(".csv"))
+    for name, file in written.items():
+        say(f"{output if is_archive else file.file}: {name} of {len(of_rows):,} pictures, {_by(file.shape)} each")
+    return failed
+
+
+def write_names(kind: str, of_rows: Sequence[str], file: Path) -> None:
+    """A .csv of one column, in the order of the rows; characters that cannot be shown are escaped."""
+    from alexnet_jax.files import write_whole
+
+    content = io.StringIO()
+    csv.writer(content).writerows([shown(of)] for of in [kind, *of_rows])
+    write_whole(file, content.getvalue())
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))
 
 
 if __name__ == "__main__":

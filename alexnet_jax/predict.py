@@ -2,32 +2,39 @@
 
   python -m alexnet_jax.predict --workdir=DIR photo.jpg more/*.png folder
   python -m alexnet_jax.predict --workdir=DIR --views=10 --figure=seen.png photo.jpg
+  python -m alexnet_jax.predict --workdir=DIR --format=csv folder > answers.csv
 
 DIR: of a run of alexnet_jax.main; or a .safetensors, torchvision or caffe. A folder stands for all files below it.
 Where a picture lies in a folder with the name of a class, that counts as its true class.
 """
 
+import contextlib
+import csv
 import dataclasses
+import functools
 import glob
+import io
 import json
+import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from alexnet_jax import command
-from alexnet_jax.config import InputError, check_bounds, check_choice, option
+from alexnet_jax.config import InputError, check_bounds, check_choice, one_of, option
 from alexnet_jax.data.folders import walk
-from alexnet_jax.data.images import Pixels, read_file
-from alexnet_jax.data.pictures import MAX_PIXELS
-from alexnet_jax.shown import nobody_reads, say
+from alexnet_jax.data.pictures import MAX_PIXELS, usual_side
+from alexnet_jax.data.preprocessing import Pixels
+from alexnet_jax.files import read_plain
+from alexnet_jax.shown import progress, say, shown
 
 if TYPE_CHECKING:
     from alexnet_jax.networks.network import Trained
 
-BATCH = 16
+FORMATS = ("table", "json", "csv")
 FIGURES, MOST_IN_A_FIGURE = (".png", ".pdf", ".svg"), 400
 
 
@@ -39,7 +46,8 @@ class Options:
     checkpoint: str = option("latest", "which of its checkpoints: latest, best, or the number of a step")
     views: int = option(1, "1: the centre of the picture; 10: averaged over corners, centre and their mirror images")
     top: int = option(5, "how many classes are shown", minimum=1)
-    json: bool = option(False, "one line of JSON for each picture")
+    format: str = option("table", f"how the answers are shown: {one_of(FORMATS)} (one line of JSON for each picture)")
+    json: bool = option(False, "the same as --format=json")
     figure: str = option("", "a .png, .pdf or .svg of the pictures (400 at most) and answers, as in Figure 4")
     max_pixels: int = option(MAX_PIXELS, "of a picture; a larger one cannot be read (JPEGs: four times)", minimum=1)
     maps: str = option("", "with --figure and one picture: draw its feature maps of this name, as conv1 or conv1:relu")
@@ -49,6 +57,7 @@ class Options:
         if not self.workdir:
             raise InputError("--workdir=DIR is needed: the folder of a run")
         check_choice("views", self.views, (1, 10))
+        check_choice("format", self.format, FORMATS)
         if self.maps and not self.figure:
             raise InputError(f"--maps={self.maps}: needs --figure=FILE")
         if self.figure and Path(self.figure).suffix.lower() not in FIGURES:
@@ -89,19 +98,14 @@ def files_of(arguments: Sequence[str]) -> list[str]:
 
 def predictions(
     network: "Trained", files: Sequence[str], *, views: int = 1, top: int = 5, max_pixels: int = MAX_PIXELS
-) -> Iterator[Prediction | InputError]:
+) -> Generator[Prediction | InputError, None, None]:
     """What a network sees in each file; for one that cannot be read, an InputError that names it."""
     from alexnet_jax.paper.evaluate import likeliest  # here, as below
 
-    for start in range(0, len(files), BATCH):
-        images = np.zeros((min(BATCH, len(files)), network.size, network.size, 3), np.uint8)
-        batch = files[start : start + BATCH]
-        read = [_read(file, network.size, max_pixels) for file in batch]
-        for image, pixels in zip(images, read, strict=False):
-            if not isinstance(pixels, InputError):
-                image[...] = pixels
-        rows = np.asarray(network.probabilities(images, views=views))[: len(batch)]
-        for file, pixels, row in zip(batch, read, rows, strict=True):
+    left = iter(files)
+    for images, read in network.read(files, max_pixels=max_pixels):
+        rows = np.asarray(network.probabilities(images, views=views))
+        for pixels, row, file in zip(read, rows, left, strict=False):
             if isinstance(pixels, InputError):
                 yield pixels
                 continue
@@ -110,11 +114,13 @@ def predictions(
             yield Prediction(file, pixels, likeliest(row, network.class_names, top), label)
 
 
-def _read(file: str, size: int, max_pixels: int) -> Pixels | InputError:
-    try:
-        return read_file(file, size, max_pixels)
-    except InputError as error:
-        return error
+def say_if_small(network: "Trained", files: Sequence[str]) -> None:
+    """A hint, where most of the pictures are smaller than what the network sees of them."""
+    crop_size = network.config.crop_size
+    side = usual_side([functools.partial(read_plain, Path(file).expanduser()) for file in files])
+    if 0 < side < crop_size:
+        sizes = f"have about {side} pixels a side, and the network sees {crop_size} × {crop_size}"
+        say(f"hint: most of the pictures {sizes}; they are enlarged, unlike those that it was trained on", error=True)
 
 
 def as_lines(seen: Prediction) -> list[str]:
@@ -129,6 +135,29 @@ def as_json(seen: Prediction) -> str:
     return json.dumps({"file": seen.file, "label": seen.label, "top": top})
 
 
+def as_csv(cells: Sequence[object]) -> str:
+    """One line, with characters that cannot be shown escaped."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(map(shown, cells))
+    return line.getvalue()
+
+
+def csv_header(top: int) -> str:
+    """Of `lines_of` as csv."""
+    ranks = range(1, top + 1)
+    return as_csv(["file", "label", *(f"{of} {rank}" for rank in ranks for of in ("class", "probability"))])
+
+
+def lines_of(seen: Prediction, format: str) -> list[str]:
+    """What is shown of a picture."""
+    if format == "json":
+        return [as_json(seen)]
+    if format == "csv":
+        cells = (of for name, probability in seen.top for of in (name, f"{probability:.6f}"))
+        return [as_csv([seen.file, seen.label or "", *cells])]
+    return as_lines(seen)
+
+
 def main() -> None:
     """The command `python -m alexnet_jax.predict`."""
     command.define_flags(Options)
@@ -137,6 +166,8 @@ def main() -> None:
 
 def _predict(arguments: Sequence[str]) -> None:
     options = Options(**command.given_flags(Options))
+    if options.json:
+        options = dataclasses.replace(options, format="json")
     if not arguments:
         raise InputError("no picture is given: python -m alexnet_jax.predict --workdir=DIR photo.jpg more/*.png folder")
     files = files_of(arguments)
@@ -147,19 +178,11 @@ def _predict(arguments: Sequence[str]) -> None:
     if options.maps and len(files) > 1:
         raise InputError(f"--maps={options.maps}: takes one picture, not {len(files)}")
     network = load(options.workdir, options.checkpoint)
-    seen: list[Prediction] = []
-    failed = 0
+    say_if_small(network, files)
+    if options.format == "csv":
+        say(csv_header(min(options.top, len(network.class_names))))
     seeing = predictions(network, files, views=options.views, top=options.top, max_pixels=options.max_pixels)
-    for prediction in seeing:
-        if isinstance(prediction, InputError):
-            say(f"error: {prediction}", error=True)
-            failed += 1
-            continue
-        say(*([as_json(prediction)] if options.json else as_lines(prediction)))
-        if nobody_reads() and not options.figure:
-            break
-        if options.figure and len(seen) < MOST_IN_A_FIGURE:
-            seen.append(prediction)
+    seen, failed = _show(seeing, len(files), options)
     if seen and options.maps:
         _draw_maps(network, seen[0], options)
     elif seen:
@@ -169,6 +192,28 @@ def _predict(arguments: Sequence[str]) -> None:
         )  # fmt: skip
     if failed:
         raise InputError(f"{failed} of {len(files)} pictures cannot be read")
+
+
+def _show(
+    seeing: Generator[Prediction | InputError, None, None], total: int, options: Options
+) -> tuple[list[Prediction], int]:
+    """Says each as it comes. Returns those that are to be drawn, and how many could not be read."""
+    seen: list[Prediction] = []
+    failed = 0
+    # On a terminal the answers themselves tell how far it is.
+    with progress(total, unit=" pictures", delay=1, disable=sys.stdout.isatty()) as bar, contextlib.closing(seeing):
+        for prediction in seeing:
+            bar.update()
+            if isinstance(prediction, InputError):
+                say(f"error: {prediction}", error=True)
+                failed += 1
+                continue
+            is_read = say(*lines_of(prediction, options.format))
+            if options.figure and len(seen) < MOST_IN_A_FIGURE:
+                seen.append(prediction)
+            elif not is_read and not options.figure:
+                break  # the rest would be for nobody
+    return seen, failed
 
 
 def _draw_maps(network: "Trained", seen: Prediction, options: Options) -> None:

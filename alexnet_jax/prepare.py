@@ -19,19 +19,16 @@ import glob
 import os
 import shlex
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, check_choice, one_of, option
 from alexnet_jax.data.images import ENCODINGS
-from alexnet_jax.data.pictures import MAX_PIXELS
+from alexnet_jax.data.pictures import MAX_PIXELS, usual_side
 from alexnet_jax.files import only_process
-from alexnet_jax.shown import say
+from alexnet_jax.shown import progress, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +121,14 @@ def _prepare(options: Options, output: Path, scratch: Path) -> None:
     size, encoding = options.size or source.size, options.encoding or source.encoding
     say(f"{','.join(options.source)}: {source.kind}, {len(source.class_names):,} classes")
     total = sum(map(len, source.splits.values()))
-    with tqdm(total=total, unit=" images", mininterval=0.1 if sys.stderr.isatty() else 15) as bar:
+    side = 0 if options.size else usual_side([item.read for items in source.splits.values() for item in items])
+    if 8 <= side < size:
+        say(
+            f"hint: most of the images have about {side} pixels a side, and are enlarged to {size} × {size}; "
+            f"--size={side} keeps them as they are, for networks of a smaller --crop_size",
+            error=True,
+        )
+    with progress(total, unit=" images") as bar:
         counts, skipped = writing.write(
             output, source.class_names, source.splits, size=size, encoding=encoding,
             on_error=options.on_error, max_pixels=options.max_pixels,

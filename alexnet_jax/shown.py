@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import sys
+import threading
 import unicodedata
 from typing import Any
 
@@ -14,6 +15,8 @@ _ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"  # which Persian words and some pictures need
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _GONE = (errno.EPIPE, errno.EBADF, errno.EIO)  # a reader that has ended, a stream that was closed, a terminal
+
+one_speaks = threading.RLock()  # whoever leads standard error away for a while holds it, so that no line is lost
 
 
 def shown(text: object) -> str:
@@ -32,11 +35,12 @@ def _shown(character: str) -> str:
 class Stream:
     """A stream of text that takes every character, replaced where need be, and whose reader may go away.
 
-    needed: whether it is an error that its disk is full. gone: whether its reader has gone.
+    needed: whether it is an error that its disk is full. gone: whether its reader has gone; the rest goes nowhere.
     """
 
     def __init__(self, stream: Any, *, needed: bool = True):
-        self._stream, self._signs, self.gone = stream, _GONE if needed else (*_GONE, errno.ENOSPC), False
+        self._stream, self._errors = stream, _GONE if needed else (*_GONE, errno.ENOSPC)
+        self.gone = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -57,9 +61,10 @@ class Stream:
     @contextlib.contextmanager
     def _while_there(self) -> Any:
         try:
-            yield
+            with one_speaks:
+                yield
         except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno not in self._signs:
+            if isinstance(error, OSError) and error.errno not in self._errors:
                 raise
             self.gone = True
             with contextlib.suppress(OSError, ValueError):  # Python would complain of the rest, at its end
@@ -79,15 +84,40 @@ def use_safe_streams() -> tuple[Any, Any]:
     return before
 
 
-def nobody_reads() -> bool:
-    """Whether who read a command's standard output has gone, as `head` does after its lines."""
-    return getattr(sys.stdout, "gone", False)
+def say(*lines: object, error: bool = False) -> bool:
+    """Shows lines, on standard output or standard error: whatever a name among them holds, each is one line.
 
-
-def say(*lines: object, error: bool = False) -> None:
-    """Shows lines, on standard output or standard error: whatever a name among them holds, each is one line."""
+    Returns whether somebody still reads them: not where the reader has ended, as `head` does after its ten lines.
+    """
     stream = sys.stderr if error else sys.stdout
-    if stream is not None:
-        safe = Stream(stream)
-        safe.write("".join(f"{shown(line)}\n" for line in lines))
-        safe.flush()
+    if stream is None:
+        return True
+    safe = stream if isinstance(stream, Stream) else Stream(stream)
+    safe.write("".join(f"{shown(line)}\n" for line in lines))
+    safe.flush()
+    return not safe.gone
+
+
+def progress(total: int, **options: Any) -> Any:
+    """tqdm's bar on standard error; where that is no terminal, a line every 15 seconds."""
+    from tqdm import tqdm  # here, so that --help does not wait for it
+
+    if sys.stderr is not None and sys.stderr.isatty():
+        return tqdm(total=total, **options)
+    numbers = "{n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}]"
+    return tqdm(total=total, file=_Lines(), **{"bar_format": numbers, **options, "mininterval": 15})
+
+
+class _Lines:
+    """A file for tqdm, which begins what it writes with a carriage return, and writes its last state twice."""
+
+    _last = ""
+
+    def write(self, text: str) -> None:
+        """A line, where there is something new on it."""
+        if (line := text.strip()) and line != self._last:
+            say(line, error=True)
+            self._last = line
+
+    def flush(self) -> None:
+        """It has been."""

@@ -36,6 +36,9 @@ class Options:
     checkpoint: str = option("latest", "of a run: which of its checkpoints")
     mean: str = option("", "of a .caffemodel: the .binaryproto with the mean image")
     classes: str = option("", "of another framework's network: file with the name of a class on each line")
+    upright: bool = option(
+        False, "of another framework's network: turn pictures as their EXIF says, as its own programs do not"
+    )
     pytorch: bool = option(False, "write a state dict for PyTorch instead")
 
     def __post_init__(self):
@@ -53,11 +56,8 @@ class Options:
 
 def read(options: Options) -> "Trained":
     """The network that is meant, of whatever kind. Raises InputError."""
-    from alexnet_jax.networks import (
-        interchange,
-        one_file,
-        pretrained,
-    )  # here, so that --help and bad flags do not wait for it
+    # Here, so that --help and bad flags do not wait for it.
+    from alexnet_jax.networks import interchange, one_file, pretrained
     from alexnet_jax.networks.loading import load
 
     source = Path(options.source).expanduser()
@@ -69,6 +69,8 @@ def read(options: Options) -> "Trained":
     if options.mean and source.suffix != ".caffemodel":
         raise InputError(f"--mean={options.mean} is for a .caffemodel; {source} is none")
     if given or source.is_dir() or one_file.is_ours(source):
+        if options.upright:
+            raise InputError(f"--upright is for another framework's network; {source} says that itself")
         if options.classes:
             raise InputError(f"--classes={options.classes} is for another framework's network; {source} has its own")
         return load(source, options.checkpoint)
@@ -78,8 +80,11 @@ def read(options: Options) -> "Trained":
     if source.suffix == ".caffemodel":
         if not options.mean:
             raise InputError(f"{source}: needs --mean=FILE, the .binaryproto that comes with it")
-        return interchange.from_caffe(source, Path(options.mean).expanduser(), names)
-    return interchange.from_torchvision(source, names)
+        network = interchange.from_caffe(source, Path(options.mean).expanduser(), names)
+    else:
+        network = interchange.from_torchvision(source, names)
+    rule = dataclasses.replace(network.preprocessing, upright=network.preprocessing.upright or options.upright)
+    return dataclasses.replace(network, preprocessing=rule)
 
 
 def _lines(file: Path) -> tuple[str, ...]:
@@ -123,6 +128,8 @@ def _convert() -> None:
     else:
         one_file.save(network, output, known_errors(network))
     say(f"{output}: {len(network.net.layers)} layers, {len(network.class_names)} classes")
+    if output.suffix == ".jax":
+        say(f"it takes {network.preprocessing.describe(network.size)}")
 
 
 if __name__ == "__main__":

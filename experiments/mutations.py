@@ -12,6 +12,7 @@ line names the file and the field. Other ends there must be none.
 import argparse
 import collections
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import io
@@ -97,6 +98,7 @@ def answers(found: Trained) -> str:
 
 def digest(found: Trained) -> str:
     parts = [to_json(found.net.layers), found.config.crop_size, found.config.center_mean, found.config.precision]
+    parts.append(dataclasses.asdict(found.preprocessing))
     text = json.dumps([*parts, found.class_names, str(found.net.dtype)])
     arrays = b"".join(np.asarray(of, np.float32).tobytes() for of in (found.mean_image, *jax.tree.leaves(found.params)))
     return hashlib.sha256(text.encode() + arrays).hexdigest()

@@ -140,6 +140,23 @@ def startup() -> str:
     )
 
 
+def prediction_speed() -> str:
+    if not (RESULTS / "prediction_speed.json").exists():
+        return "Not measured yet: `python experiments/prediction_speed.py`."
+    values = log("prediction_speed")
+    rows = []
+    for name, of in values["networks"].items():
+        rates = [f"{rate:,.0f}" for rate in of["images_per_second"].values()]
+        shares = [f"{100 * of[share]:.0f} %" for share in ("of_the_slower_one", "of_what_the_same_cores_can")]
+        rows.append([f"`{name}`", *rates, *shares])
+    header = ["pictures/s", "inference alone", "reading alone", "both, as `predict` does", "of the slower one"]
+    note = (
+        f"{values['photographs']} photographs, each {values['times']} times, in batches of {values['batch']}, "
+        f"median of {values['repeats']}; {where(values)}."
+    )
+    return f"{table([*header, 'of what the same cores can'], rows)}\n\n{note}"
+
+
 def feeding() -> str:
     header = ["images/s", "device", "batch", "type"]
     rows: list[list[Any]] = []

@@ -24,6 +24,7 @@ from speed_tables import (
     imagenet_plan,
     input_speed,
     jpeg_decoders,
+    prediction_speed,
     prepare_speed,
     startup,
     throughput,
@@ -174,10 +175,10 @@ def precision() -> str:
 TABLES = {"first_minutes": first_minutes.page} | {
     of.__name__: of
     for of in (
-        first_runs, first_steps, two_gpus, kills, promises, precision, jpeg_decoders, prepare_speed, input_speed,
-        feeding, imagenet_plan, throughput, throughput_costs, compiled, breakdown, startup, figure1, lrn_on_cifar10,
-        overfitting_and_cures, ablations, specialisation, table2, small_claims, kernels_and_neighbors,
-        claims, every_claim,
+        first_runs, first_steps, two_gpus, kills, promises, precision, jpeg_decoders, prediction_speed,
+        prepare_speed, input_speed, feeding, imagenet_plan, throughput, throughput_costs, compiled, breakdown,
+        startup, figure1, lrn_on_cifar10, overfitting_and_cures, ablations, specialisation, table2,
+        small_claims, kernels_and_neighbors, claims, every_claim,
     )
 }  # fmt: skip
 

@@ -1,6 +1,8 @@
 """What a trained network is used for: loading it from its workdir, and the command that looks at pictures."""
 
+import csv
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -13,12 +15,13 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from alexnet_jax import predict, train
+from alexnet_jax import command as commands, predict, train
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.data import datasets, input_pipeline, shards
 from alexnet_jax.networks.loading import load
 from alexnet_jax.paper.architectures import DEMO
 from alexnet_jax.paper.table import with_classes
+from alexnet_jax.shown import Stream, progress, shown
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -79,7 +82,7 @@ def test_the_command_answers_for_a_validation_image_as_the_evaluation_does(tmp_p
     Image.fromarray(batch.images[5]).convert("RGBA").resize((100, 80)).save(tmp_path / "d.webp")
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8nothing")
     (tmp_path / ".hidden.jpg").write_bytes(b"")
-    process = command(f"--workdir={workdir}", "--json", "--top=2", f"--figure={tmp_path / 'seen.png'}", tmp_path)
+    process = command(f"--workdir={workdir}", "--format=json", "--top=2", f"--figure={tmp_path / 'seen.png'}", tmp_path)
     assert process.returncode == 2
     # An older jaxlib writes lines of its own when it loads what was compiled before.
     errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
@@ -99,17 +102,6 @@ def test_the_command_answers_for_a_validation_image_as_the_evaluation_does(tmp_p
         assert drawn.width > 1000
 
 
-def test_it_ends_soon_where_its_reader_has_gone(tmp_path, workdir):
-    Image.new("RGB", (60, 60)).save(tmp_path / "a.png")
-    there, here = os.pipe()
-    os.close(there)
-    arguments = [f"--workdir={workdir}", *[tmp_path / "a.png"] * predict.BATCH, tmp_path / "is not looked at.png"]
-    process = command(*arguments, stdout=here)
-    os.close(here)
-    assert process.returncode == 0
-    assert "error" not in process.stderr
-
-
 def turned(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -125,6 +117,86 @@ def test_more_pictures_than_a_batch_and_ten_views(tmp_path, dataset, network):
     expected = np.asarray(network.probabilities(batch.images, views=10))
     assert [of.top[0][0] for of in found] == [network.class_names[index] for index in expected.argmax(1)]
     np.testing.assert_allclose([of.top[0][1] for of in found], expected.max(1), rtol=1e-4)
+
+
+def test_the_same_answers_as_table_json_and_csv(tmp_path, dataset, workdir, monkeypatch, capsys):
+    images = input_pipeline.whole_split(dataset, "validation").images
+    (tmp_path / "blue").mkdir()
+    files = [tmp_path / "blue" / 'a, "b"\n.png', tmp_path / "c.png"]
+    for file, image in zip(files, images, strict=False):
+        Image.fromarray(image).save(file)
+
+    def answers(format):
+        monkeypatch.setattr(commands, "given_flags", lambda _: {"workdir": str(workdir), "format": format})
+        predict._predict([str(tmp_path)])
+        return capsys.readouterr().out
+
+    rows = [json.loads(line) for line in answers("json").splitlines()]
+    assert [row["file"] for row in rows] == [str(files[1]), str(files[0])]
+    header, *cells = csv.reader(answers("csv").splitlines())
+    assert header == ["file", "label", *(f"{of} {rank}" for rank in (1, 2, 3) for of in ("class", "probability"))]
+    found = answers("table").splitlines()
+    for row, of_csv in zip(rows, cells, strict=True):
+        top = [[of["class"], f"{of['probability']:.6f}"] for of in row["top"]]
+        assert of_csv == [shown(row["file"]), row["label"] or "", *itertools.chain(*top)]
+        label = f"  (true: {row['label']})" if row["label"] else ""
+        lines = [shown(row["file"]) + label, *(f"{of['probability']:7.1%}  {of['class']}" for of in row["top"])]
+        assert [line for line in found if line in lines] == lines
+    assert len(found) == 8
+
+
+def test_nothing_more_is_computed_for_a_reader_that_has_gone(monkeypatch, tmp_path):
+    """As in `predict … | head -1`; but a figure is still wanted."""
+    prediction = predict.Prediction("a.png", np.zeros((4, 4, 3), np.uint8), [("red", 1.0)], None)
+    for figure, expected in (("", 3), (str(tmp_path / "a.png"), 50)):
+        read, write = os.pipe()
+        output, computed = os.fdopen(write, "w"), []
+        monkeypatch.setattr(sys, "stdout", Stream(output))
+
+        def seeing(computed=computed):
+            for number in range(50):
+                if number == 2:
+                    os.close(read)  # noqa: B023
+                computed.append(number)
+                yield prediction
+
+        seen, failed = predict._show(seeing(), 50, predict.Options(workdir="run", figure=figure))
+        assert (len(computed), failed) == (expected, 0)
+        assert len(seen) == (50 if figure else 0)
+        output.close()
+
+
+def test_progress_is_a_bar_on_a_terminal_and_sparse_lines_elsewhere(monkeypatch, capsys):
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
+        with progress(1000, unit=" pictures", delay=1) as bar:
+            for _ in range(1000):
+                now[0] += 0.04
+                bar.update()
+        told = capsys.readouterr().err
+        assert ("\r" in told) == terminal
+        assert "1000/1000" in told
+        assert "25.0" in told  # pictures a second
+        if not terminal:
+            assert 2 <= told.count("\n") <= 4
+            assert told.splitlines()[0][0].isdigit()
+
+
+def test_a_hint_where_pictures_are_smaller_than_what_the_network_sees(tmp_path, network, capsys):
+    for number, size in enumerate((30, 31, 32, 400)):
+        Image.new("RGB", (size, 2 * size)).save(tmp_path / f"{number}.png")
+    (tmp_path / "none.png").write_bytes(b"none")
+    files = predict.files_of([str(tmp_path)])
+    predict.say_if_small(network, files)
+    assert (
+        "hint: most of the pictures have about 32 pixels a side, and the network sees 67 × 67"
+        in capsys.readouterr().err
+    )
+    predict.say_if_small(network, [*files[3:4] * 9, *files])
+    predict.say_if_small(network, files[4:])
+    assert capsys.readouterr().err == ""
 
 
 def test_large_pictures_are_allowed_by_a_flag(tmp_path, network):
@@ -163,6 +235,7 @@ def test_files_of(tmp_path, monkeypatch):
         (["--workdir=nowhere"], "no picture is given"),
         (["--workdir=nowhere", "a.jpg"], "nowhere: there is no run (no config.json)"),
         (["--workdir=nowhere", "--views=3", "a.jpg"], "--views=3: must be 1 or 10"),
+        (["--workdir=nowhere", "--format=xls", "a.jpg"], "--format=xls: must be one of table, json, csv"),
     ],
 )
 def test_bad_flags_are_one_line(arguments, message):

@@ -8,21 +8,28 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 from jaxtyping import Float64, UInt8
-from PIL import Image, ImageOps
 
 from alexnet_jax.config import InputError
-from alexnet_jax.data.pictures import MAX_PIXELS, open_picture
+from alexnet_jax.data.pictures import MAX_PIXELS
+from alexnet_jax.data.preprocessing import OWN, Pixels, Preprocessing
 from alexnet_jax.files import read_plain
 
 JPEG_QUALITY = 95
 
-Pixels = UInt8[np.ndarray, "size size 3"]
 
-
-def read_file(file: str | Path, size: int, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """`upright_rgb` of a file. Raises InputError, naming it, where it is not there or no picture."""
+def read_file(
+    file: str | Path,
+    size: int,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    preprocessing: Preprocessing = OWN,
+    crop_size: int = 0,
+) -> Pixels:
+    """A file as an image, by default as `upright_rgb`. Raises InputError, naming it, where it is not there or no
+    picture.
+    """
     try:
-        return upright_rgb(read_plain(Path(file).expanduser()), size, max_pixels)
+        return preprocessing(read_plain(Path(file).expanduser()), size, crop_size, max_pixels)
     except OSError as error:
         raise InputError(f"{file}: {error.strerror or error}") from error
     except ValueError as error:
@@ -34,15 +41,7 @@ def upright_rgb(image: bytes | UInt8[np.ndarray, "height width 3"], size: int, m
 
     image: a file of one of `pictures.FORMATS`, or pixels. Raises ValueError as `pictures.open_picture`.
     """
-    if isinstance(image, np.ndarray):
-        return _square(Image.fromarray(image), size) if image.shape != (size, size, 3) else image
-    return _square(open_picture(image, size, max_pixels), size)
-
-
-def _square(image: Image.Image, size: int) -> Pixels:
-    # Both are antialiased. To shrink, Hamming's filter is as good as the bicubic one and takes half of its time.
-    method = Image.Resampling.HAMMING if min(image.size) > size else Image.Resampling.BICUBIC
-    return np.asarray(ImageOps.fit(image, (size, size), method))
+    return OWN(image, size, max_pixels=max_pixels)
 
 
 class Encoding(NamedTuple):

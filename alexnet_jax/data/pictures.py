@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from alexnet_jax.data import bmp
 from alexnet_jax.data.side_data import Bare, bare, orientation_of
+from alexnet_jax.shown import one_speaks
 
 # As Pillow names them. TGA has no signature, and so is tried last.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "AVIF", "ICO", "PPM", "TGA")
@@ -38,8 +39,8 @@ UPRIGHT = {
 }
 
 
-def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The first picture in a file, upright, RGB.
+def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS, *, upright: bool = True) -> Image.Image:
+    """The first picture in a file, RGB; turned as its EXIF says, where it is to be `upright`.
 
     Greyscale is spread over RGB, CMYK converted, transparency laid on white; 16 bits, and decimal numbers from 0 to 1,
     are scaled to 0…255. Raises ValueError where it is no picture, a damaged one, one in other units, or too large.
@@ -52,7 +53,7 @@ def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Ima
     formats = (*FORMATS, *_heif(content))
     jpeg = content.startswith(b"\xff\xd8\xff")
     try:
-        with _pillow(max_pixels * JPEG_FACTOR if jpeg else max_pixels):
+        with _settings.of(max_pixels * JPEG_FACTOR if jpeg else max_pixels):
             found = bare(content)
             plain, palette = bmp.palette_of(found.image)
             with Image.open(io.BytesIO(plain), formats=formats if palette is None else ("BMP",)) as file:
@@ -60,7 +61,9 @@ def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Ima
                     file.draft(None, (size, size))
                     if file.width * file.height > max_pixels:
                         raise Image.DecompressionBombError
-                with _libtiff(file) if file.format == "TIFF" else contextlib.nullcontext():
+                if file.format == "TIFF":
+                    _check_tiff(file)
+                with _libtiff() if file.format == "TIFF" else contextlib.nullcontext():
                     file.load()
                 orientation = found.orientation
                 if file.format == "AVIF":  # which Pillow does not turn as the file says, but tells of
@@ -80,7 +83,18 @@ def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Ima
         raise ValueError(str(error)) from None
     except Exception as error:  # each of Pillow's formats raises its own types for damaged data
         raise ValueError(f"is damaged ({' '.join(str(error).split()) or type(error).__name__})") from error
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+    return image.transpose(UPRIGHT[orientation]) if upright and orientation in UPRIGHT else image
+
+
+def usual_side(reads: Sequence[Callable[[], Any]], count: int = 15) -> int:
+    """The median of the shorter sides of pictures, by the heads of a few of their files; 0 where none can be read."""
+    sides = []
+    for number in range(min(count, len(reads))):
+        with contextlib.suppress(Exception), _settings.of(MAX_PIXELS):
+            content = reads[number * len(reads) // min(count, len(reads))]()
+            with Image.open(io.BytesIO(content), formats=FORMATS) as file:
+                sides.append(min(file.size))
+    return sorted(sides)[len(sides) // 2] if sides else 0
 
 
 class _OtherUnitsError(ValueError):
@@ -99,27 +113,47 @@ def _heif(content: bytes) -> tuple[str, ...]:
     return ("HEIF",)
 
 
-@contextlib.contextmanager
-def _pillow(limit: int) -> Iterator[None]:
-    """Pillow without warnings, which name no picture, and with its check of sizes set to `limit` pixels.
+class _Settings:
+    """Pillow without warnings, which name no picture, and with its check of sizes set to a number of pixels.
 
-    All of these are the process's, so one thread at a time.
+    All of these are the process's: threads with the same limit share them, others wait.
     """
-    logger = logging.getLogger("PIL")
-    with _one_thread, warnings.catch_warnings():
-        level, before = logger.level, Image.MAX_IMAGE_PIXELS
+
+    def __init__(self) -> None:
+        self._turn, self._threads, self._limit = threading.Condition(), 0, 0
+        self._before = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def of(self, limit: int) -> Iterator[None]:
+        """Within it they hold."""
+        with self._turn:
+            self._turn.wait_for(lambda: not self._threads or self._limit == limit)
+            if not self._threads:
+                self._set(limit)
+            self._threads += 1
         try:
-            Image.MAX_IMAGE_PIXELS = limit
-            logger.setLevel(logging.CRITICAL + 1)
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = before
-            logger.setLevel(level)
+            with self._turn:
+                self._threads -= 1
+                if not self._threads:
+                    self._before.close()
+                    self._turn.notify_all()
+
+    def _set(self, limit: int) -> None:
+        Image.init()  # else two threads could both be looking for formats, and one would find too few
+        logger = logging.getLogger("PIL")
+        self._limit = limit
+        self._before.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+        self._before.callback(logger.setLevel, logger.level)
+        self._before.enter_context(warnings.catch_warnings())
+        Image.MAX_IMAGE_PIXELS = limit
+        logger.setLevel(logging.CRITICAL + 1)
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-_one_thread = threading.Lock()
+_settings = _Settings()
 
 
 def _check_tiff(file: Any) -> None:
@@ -134,28 +168,28 @@ def _check_tiff(file: Any) -> None:
 
 
 @contextlib.contextmanager
-def _libtiff(file: Image.Image) -> Iterator[None]:
+def _libtiff() -> Iterator[None]:
     """Reads what libtiff prints on stderr, where it names no picture. Raises ValueError where that is of a code that
     cannot be decoded: it says so nowhere else, and leaves the rest of a fax white, or black.
     """
-    _check_tiff(file)
-    try:
-        stderr = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    told = os.memfd_create("libtiff") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
-    try:
+    with one_speaks:
         try:
-            os.dup2(told, 2)
+            stderr = os.dup(2)
+        except OSError:  # it is closed
             yield
+            return
+        told = os.memfd_create("libtiff") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
+        try:
+            try:
+                os.dup2(told, 2)
+                yield
+            finally:
+                os.dup2(stderr, 2)
+                os.close(stderr)
+            if bad := re.search(rb"^\w*Decode\w*: (?!Warning)(.*)", os.pread(told, 2**20, 0), re.MULTILINE):
+                raise ValueError(bad[1].decode(errors="replace"))
         finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-        if bad := re.search(rb"^\w*Decode\w*: (?!Warning)(.*)", os.pread(told, 2**20, 0), re.MULTILINE):
-            raise ValueError(bad[1].decode(errors="replace"))
-    finally:
-        os.close(told)
+            os.close(told)
 
 
 def _rgb(file: Image.Image, found: Bare) -> Image.Image:

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from alexnet_jax.config import Config, InputError
+from alexnet_jax.data import preprocessing
+from alexnet_jax.data.preprocessing import Preprocessing
 from alexnet_jax.networks import caffe, pth
 from alexnet_jax.networks.network import Trained, network_of_arrays
 from alexnet_jax.networks.one_file import read_safetensors
@@ -43,7 +45,7 @@ def from_torchvision(file: str | Path, class_names: tuple[str, ...] = ()) -> Tra
     parameters = _from_other(file, blobs, TORCHVISION, 224)
     parameters["conv1/kernel"] = (parameters["conv1/kernel"] / (255 * TORCHVISION_STD)[:, None]).astype(np.float32)
     mean_image = np.broadcast_to(255 * TORCHVISION_MEAN, (IMAGENET, IMAGENET, 3))
-    return _imported(file, TORCHVISION, 224, parameters, mean_image, class_names)
+    return _imported(file, TORCHVISION, 224, parameters, mean_image, class_names, preprocessing.TORCHVISION)
 
 
 def from_caffe(file: str | Path, mean: str | Path | None, class_names: tuple[str, ...] = ()) -> Trained:
@@ -65,7 +67,7 @@ def from_caffe(file: str | Path, mean: str | Path | None, class_names: tuple[str
     mean_image = uniform if mean is None else caffe.read_mean(Path(mean))
     if mean_image.shape != (IMAGENET, IMAGENET, 3):
         raise InputError(f"{mean}: is a mean of {mean_image.shape[:2]} pixels, not of {IMAGENET} × {IMAGENET}")
-    return _imported(file, layers, CAFFE_IMAGE_SIZE, parameters, mean_image, class_names)
+    return _imported(file, layers, CAFFE_IMAGE_SIZE, parameters, mean_image, class_names, preprocessing.CAFFE)
 
 
 def to_pytorch(network: Trained) -> dict[str, Float[np.ndarray, "..."]]:
@@ -129,11 +131,12 @@ def _imported(
     parameters: dict[str, np.ndarray],
     mean_image: np.ndarray,
     names: tuple[str, ...],
+    rule: Preprocessing,
 ) -> Trained:
     outputs = len(parameters["fc8/bias"])
     names = names or tuple(f"class {number}" for number in range(outputs))
     config = Config(crop_size=crop_size)
-    return network_of_arrays(file, config, 0, names, mean_image, with_classes(layers, outputs), parameters)
+    return network_of_arrays(file, config, 0, names, mean_image, with_classes(layers, outputs), parameters, rule)
 
 
 def _without_wrapping(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from alexnet_jax.config import Config, InputError
+from alexnet_jax.data.ahead import read_ahead
 from alexnet_jax.data.datasets import Dataset, open_dataset
-from alexnet_jax.data.images import Pixels, read_file, upright_rgb
+from alexnet_jax.data.images import read_file
 from alexnet_jax.data.pictures import MAX_PIXELS
+from alexnet_jax.data.preprocessing import OWN, Pixels, Preprocessing
 from alexnet_jax.device import xla
 from alexnet_jax.device.tuned import tuned
 from alexnet_jax.paper import evaluate
@@ -24,6 +27,9 @@ from alexnet_jax.paper.model import AlexNet, configured_network, outputs
 from alexnet_jax.paper.table import Layers, output_names
 from alexnet_jax.paper.train_state import shapes_of_params
 
+# Files, or pixels (height, width, 3), uint8, of any sizes.
+Pictures = Sequence[str | Path | bytes | np.ndarray] | np.ndarray | Array
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
@@ -31,7 +37,8 @@ class Trained:
 
     source: the run's folder, or the file. step: how many it was trained. config: with which settings. dataset: name of
     the data set, where it is known. class_names: of its outputs. mean_image: of its training images, which are as
-    large. net: of the formulas; what computes here uses `tuned`. params: as `net.apply` takes them.
+    large. net: of the formulas; what computes here uses `tuned`. params: as `net.apply` takes them. preprocessing: how
+    a picture becomes an image.
     """
 
     source: Path
@@ -42,6 +49,7 @@ class Trained:
     mean_image: Float[np.ndarray, "size size 3"] = dataclasses.field(repr=False)
     net: AlexNet = dataclasses.field(repr=False)
     params: PyTree = dataclasses.field(repr=False)
+    preprocessing: Preprocessing = OWN
 
     @property
     def size(self) -> int:
@@ -49,14 +57,42 @@ class Trained:
         return len(self.mean_image)
 
     def preprocess(self, picture: str | Path | bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> Pixels:
-        """A picture as `probabilities` and `features` take it: upright RGB, (size, size, 3), uint8.
+        """A picture as `probabilities` takes it: RGB, (size, size, 3), uint8; see `preprocessing`.
 
         picture: a file's path or content, or pixels (height, width, 3). max_pixels: of a file. Raises InputError where
-        a file is none, and ValueError where content is none.
+        a file is none, and ValueError where content or pixels are none.
         """
+        rule, crop_size = self.preprocessing, self.config.crop_size
         if isinstance(picture, (str, Path)):
-            return read_file(picture, self.size, max_pixels)
-        return upright_rgb(picture, self.size, max_pixels)
+            return read_file(picture, self.size, max_pixels, preprocessing=rule, crop_size=crop_size)
+        return rule(picture, self.size, crop_size, max_pixels)
+
+    def read(
+        self, pictures: Pictures, *, max_pixels: int = MAX_PIXELS
+    ) -> Iterator[tuple[UInt8[np.ndarray, "batch size size 3"], list[Pixels | InputError]]]:
+        """The pictures as `preprocess` makes them, in batches of one size, read ahead by threads.
+
+        Of each batch the images, filled up with black ones at the end, and the pictures one by one: for one that cannot
+        be read, an InputError that names it, and a black image.
+        """
+
+        on_host = np.asarray(pictures) if isinstance(pictures, jax.Array) else pictures
+
+        def read(number: int) -> Pixels | InputError:
+            try:
+                return self.preprocess(on_host[number], max_pixels)
+            except InputError as error:
+                return error
+            except ValueError as error:
+                return InputError(f"picture {number}: {error}")
+
+        batch_size = min(BATCH, len(pictures))
+        found = read_ahead(read, range(len(pictures)), ahead=2 * batch_size)
+        while some := [*itertools.islice(found, batch_size)]:
+            images = np.zeros((batch_size, self.size, self.size, 3), np.uint8)  # one size, compiled once
+            for image, pixels in zip(images, some, strict=False):
+                image[...] = 0 if isinstance(pixels, InputError) else pixels
+            yield images, some
 
     def probabilities(
         self, images: UInt8[np.ndarray | Array, "n size size 3"], *, views: int = 1
@@ -69,28 +105,44 @@ class Trained:
 
     def features(
         self,
-        images: UInt8[np.ndarray | Array, "n size size 3"] | Sequence[str | Path],
+        pictures: Pictures,
         names: Sequence[str],
         *,
         max_pixels: int = MAX_PIXELS,
     ) -> dict[str, Float[np.ndarray, "n ..."]]:
-        """The outputs of these names, as "fc7:relu", of the centre of each image, in float32. See `model.outputs`.
+        """The outputs of these names, as "fc7:relu", of the centre of each picture, in float32. See `model.outputs`.
 
-        images: or files of pictures. Raises InputError for a name that there is not, or a file that is no picture.
+        pictures: files, or pixels; all go through `preprocess`. Raises InputError for a name that there is not, or for
+        what is no picture.
+        """
+        found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        for rows, pixels in self.features_in_batches(pictures, names, max_pixels=max_pixels):
+            for error in pixels:
+                if isinstance(error, InputError):
+                    raise error
+            for name, of in rows.items():
+                found[name].append(of)
+        return {name: np.concatenate(rows) for name, rows in found.items()}
+
+    def features_in_batches(
+        self,
+        pictures: Pictures,
+        names: Sequence[str],
+        *,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Iterator[tuple[dict[str, Float[np.ndarray, "rows ..."]], list[Pixels | InputError]]]:
+        """`features`, batch by batch, for more than there is memory for: rows of the pictures that could be read, and
+        all of them one by one, or the InputError of each.
         """
         key = tuple(names)
         if key not in self._compiled:
             self._compiled[key] = _compiled(self.make_outputs(names))
-        found: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        for start in range(0, len(images), BATCH):
-            some = images[start : start + BATCH]
-            batch = np.zeros((BATCH, self.size, self.size, 3), np.uint8)  # one size, compiled once
-            batch[: len(some)] = [self.preprocess(of, max_pixels) if isinstance(of, (str, Path)) else of for of in some]
-            for name, rows in self._compiled[key](self.params, batch).items():
-                found[name].append(np.asarray(rows, np.float32)[: len(some)])
-        if not len(images):
+        if not len(pictures):
             raise InputError("no picture is given")
-        return {name: np.concatenate(rows) for name, rows in found.items()}
+        for images, some in self.read(pictures, max_pixels=max_pixels):
+            good = [number for number, pixels in enumerate(some) if not isinstance(pixels, InputError)]
+            found = self._compiled[key](self.params, images)
+            yield {name: np.asarray(found[name], np.float32)[good] for name in names}, some
 
     @functools.cached_property
     def _compiled(self) -> dict[Any, Callable]:
@@ -141,7 +193,7 @@ class Trained:
             )
 
 
-BATCH = 16  # images of `features` at once
+BATCH = 16  # pictures at once
 
 
 def _compiled(function: Callable) -> Callable:
@@ -169,6 +221,7 @@ def network_of_arrays(
     mean_image: np.ndarray,
     layers: Layers,
     parameters: Mapping[str, np.ndarray],
+    preprocessing: Preprocessing = OWN,
 ) -> Trained:
     """A network of parameters by their names, as "conv1/kernel".
 
@@ -191,4 +244,4 @@ def network_of_arrays(
         if not np.isfinite(values).all():
             raise InputError(f"{file}: {name} is not finite")
     params = unflatten_dict({name: jnp.asarray(of, jnp.float32) for name, of in parameters.items()}, sep="/")
-    return Trained(file, step, config, "", class_names, np.asarray(mean_image), net, params)
+    return Trained(file, step, config, "", class_names, np.asarray(mean_image), net, params, preprocessing)

@@ -1,5 +1,6 @@
 """A trained network in one file: as .safetensors, which stands for a run, or as a program of `jax.export`."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 from alexnet_jax.config import InputError
+from alexnet_jax.data.preprocessing import OWN, Preprocessing
 from alexnet_jax.files import versions, write_whole
 from alexnet_jax.networks.network import Trained, network_of_arrays
 from alexnet_jax.paper.written import differences, listed, to_json
@@ -21,6 +23,7 @@ from alexnet_jax.reading import Count, checksum, from_json
 from alexnet_jax.runs.workdir import Content, config_of, settings_of_version_01, table_of, written_table
 
 FORMATS = ("alexnet_jax 2", "alexnet_jax 1")  # in the metadata of our own files; the second is of version 0.1
+CARD = "card"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -29,6 +32,7 @@ class Card(Content, kw_only=True):
 
     class_names: tuple[str, ...]
     step: Count
+    preprocessing: Preprocessing = OWN  # of all, before there was this field
 
 
 def save(network: Trained, file: str | Path, errors: Mapping[str, float] | None = None) -> None:
@@ -42,13 +46,14 @@ def save(network: Trained, file: str | Path, errors: Mapping[str, float] | None 
         "layers": to_json(network.net.layers),
         "config": network.config.to_json(),
         "class_names": network.class_names,
+        "preprocessing": dataclasses.asdict(network.preprocessing),
         "step": network.step,
         "errors": dict(errors or {}),
         **versions(),
     }
     table, written = json.dumps(card["layers"]), json.dumps(card, ensure_ascii=False)
-    sums = json.dumps({name: checksum(values) for name, values in tensors.items()})
-    metadata = {"format": FORMATS[0], "card": written, "layers": table, "checksums": sums}
+    sums = json.dumps({CARD: _sum(written), **{name: checksum(values) for name, values in tensors.items()}})
+    metadata = {"format": FORMATS[0], CARD: written, "layers": table, "checksums": sums}
     write_whole(Path(file), safetensors.numpy.save(tensors, metadata))
 
 
@@ -59,7 +64,7 @@ def load(file: str | Path, steps: Mapping[str, Callable] | None = None) -> Train
     if metadata.get("format") not in FORMATS:
         raise InputError(f"{file}: was not written by alexnet_jax.weights; it reads the file as --source")
     what = f"{file}: its card"
-    card = from_json(metadata.get("card", ""), Card, what)
+    card = from_json(metadata.get(CARD, ""), Card, what)
     if card.of_version_01:
         config, layers, _ = settings_of_version_01(card, len(card.class_names), file)
     else:
@@ -72,15 +77,20 @@ def load(file: str | Path, steps: Mapping[str, Callable] | None = None) -> Train
     mean_image = tensors.pop("mean_image", np.zeros(0))
     if mean_image.ndim != 3 or mean_image.shape[0] != mean_image.shape[1] or mean_image.shape[2] != 3:
         raise InputError(f"{file}: mean_image is missing, or no square colour image")
-    return network_of_arrays(file, config, card.step, card.class_names, mean_image, layers, tensors)
+    return network_of_arrays(file, config, card.step, card.class_names, mean_image, layers, tensors, card.preprocessing)
 
 
 def _check_sums(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Raises InputError for an array that is not as `save` wrote it. Version 0.1 wrote no sums."""
+    """Raises InputError for an array, or a card, that is not as `save` wrote it. Version 0.1 wrote no sums."""
     sums = from_json(metadata.get("checksums", "{}"), dict[str, str], f"{file}: its checksums")
-    for name, values in tensors.items():
-        if sums.get(name, checksum(values)) != checksum(values):
+    now = {CARD: _sum(metadata[CARD]), **{name: checksum(values) for name, values in tensors.items()}}
+    for name, of in now.items():
+        if sums.get(name, of) != of:
             raise InputError(f"{file}: {name} is not what was written, by its checksums")
+
+
+def _sum(text: str) -> str:
+    return checksum(np.frombuffer(text.encode(), np.uint8))
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -102,9 +112,15 @@ def is_ours(file: Path) -> bool:
 def program(network: Trained, *, views: int = 1) -> bytes:
     """The function images (uint8, (n, size, size, 3), for any n) → probabilities ((n, classes), float32) with all its
     parameters, as `jax.export` serializes it: it runs on CPUs, GPUs and TPUs, without this package.
+
+    It takes images as `Trained.preprocess` makes them. Its name, `Exported.fun_name`, says how that is.
     """
     logits = network.make_logits(views=views, formulas=True)
     (n,) = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, network.size, network.size, 3), jnp.uint8)
-    answers = jax.jit(lambda images: jax.nn.softmax(logits(network.params, images)))
-    return bytes(jax.export.export(answers, platforms=PLATFORMS)(images).serialize())
+
+    def answers(images: jax.Array) -> jax.Array:
+        return jax.nn.softmax(logits(network.params, images))
+
+    answers.__name__ = f"probabilities of images: {network.preprocessing.describe(network.size)}"
+    return bytes(jax.export.export(jax.jit(answers), platforms=PLATFORMS)(images).serialize())

@@ -11,12 +11,11 @@ from typing import Any
 import jax
 import msgspec
 import tensorboardX
-from tqdm import tqdm
 
 from alexnet_jax.config import InputError
 from alexnet_jax.files import write_whole
 from alexnet_jax.reading import Count, Fraction, Positive, read_lines
-from alexnet_jax.shown import say, shown
+from alexnet_jax.shown import progress, say, shown
 
 METRICS = "metrics.jsonl"
 # What its lines have; other numbers need other names.
@@ -93,14 +92,7 @@ class RunLog:
         kept = [line for line in read_metrics(self.file) if line["step"] <= first_step]
         write_whole(self.file, "".join(json.dumps(line) + "\n" for line in kept))
         self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
-        self._bar = tqdm(
-            total=steps,
-            initial=first_step,
-            bar_format=_PROGRESS,
-            desc="compiling",
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 15,
-        )
+        self._bar = progress(steps, initial=first_step, bar_format=_PROGRESS, desc="compiling", dynamic_ncols=True)
         self.restart_clock(first_step)
 
     def restart_clock(self, step: int) -> None:

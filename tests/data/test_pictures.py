@@ -7,8 +7,11 @@ import os
 import random
 import struct
 import sys
+import threading
+import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from PIL import Image, PngImagePlugin
 from alexnet_jax.config import InputError
 from alexnet_jax.data import pictures
 from alexnet_jax.data.images import read_file, upright_rgb
+from alexnet_jax.shown import say
 
 CORNERS = ((230, 30, 30), (30, 200, 40), (20, 40, 220), (120, 120, 120))  # from left to right, from top to bottom
 GREYS = (200, 30, 120, 60)
@@ -478,6 +482,61 @@ def test_a_tiff_whose_pixels_are_no_part_of_it_is_refused(content, problem, capf
     with pytest.raises(ValueError, match=rf"is damaged \({problem}"):
         pictures.open_picture(content(), 1)
     assert capfd.readouterr().err == ""
+
+
+# Threads
+
+
+def test_threads_read_at_the_same_time_each_with_its_own_limit():
+    before = Image.MAX_IMAGE_PIXELS, [*warnings.filters], logging.getLogger("PIL").level
+    contents = [encoded(picture(), format) for format in ("PNG", "JPEG", "TIFF", "WEBP")]
+
+    def read(number):
+        content, most = contents[number % 4], (1024, 1023)[number % 3 == 0]
+        try:
+            return upright_rgb(content, 32, most).shape
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = [*pool.map(read, range(400))]
+    for number, of in enumerate(found):
+        assert of == ((32, 32, 3) if number % 3 else "has more than 1,023 pixels; --max_pixels allows more")
+    assert (Image.MAX_IMAGE_PIXELS, [*warnings.filters], logging.getLogger("PIL").level) == before
+
+
+def test_who_wants_another_limit_waits_for_the_others():
+    together, entered = threading.Barrier(3, timeout=30), threading.Event()
+
+    def same():
+        with pictures._settings.of(5):
+            together.wait()
+
+    def other():
+        with pictures._settings.of(6):
+            entered.set()
+            return Image.MAX_IMAGE_PIXELS
+
+    with ThreadPoolExecutor(3) as pool:
+        with pictures._settings.of(5):
+            alike = [pool.submit(same), pool.submit(same)]
+            together.wait()
+            waiting = pool.submit(other)
+            assert not entered.wait(0.2)
+            assert Image.MAX_IMAGE_PIXELS == 5
+        assert waiting.result(30) == 6
+        assert [of.result(30) for of in alike] == [None, None]
+
+
+def test_no_line_is_lost_while_a_tiff_is_read(capfd):
+    """Its decoder's standard error leads nowhere."""
+    with ThreadPoolExecutor(1) as pool:
+        with pictures._libtiff():
+            said = pool.submit(say, "a line", error=True)
+            os.write(2, b"noise")
+            time.sleep(0.1)
+        said.result()
+    assert capfd.readouterr().err == "a line\n"
 
 
 # Noise

@@ -1,8 +1,11 @@
 """Features of a trained network, and what is done with them: activation maps, the nearest images."""
 
+import csv
 import dataclasses
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -15,12 +18,14 @@ from PIL import Image
 from alexnet_jax import command, features, figures
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.data import datasets, input_pipeline
+from alexnet_jax.data.ahead import read_ahead
 from alexnet_jax.networks import layer_outputs, network as networks, one_file
 from alexnet_jax.networks.layer_outputs import features_of_split
 from alexnet_jax.networks.loading import load
 from alexnet_jax.paper import model
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.table import output_names
+from alexnet_jax.shown import shown
 from alexnet_jax.train import fit
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
@@ -114,28 +119,153 @@ def test_what_is_not_there_is_named(network, dataset):
         features_of_split(network, datasets.open_dataset("shapes"), output="conv1")
 
 
-def test_the_command_writes_the_features_of_files_and_of_a_split(network, dataset, tmp_path, monkeypatch, capsys):
+NAMES = ("conv1:pool", "fc3:relu", "fc4")  # of most tests, so that few programs are compiled
+
+
+@pytest.fixture(scope="module")
+def expected(network, dataset):
+    """Of the training images."""
+    return network.features(input_pipeline.whole_split(dataset, "train").images, NAMES)
+
+
+@pytest.fixture
+def write(network, tmp_path, monkeypatch):
+    """The command; by default it writes rows.npy."""
+
     def write(*files, **flags):
         flags = {"workdir": str(network.source), "output": str(tmp_path / "rows.npy"), **flags}
         monkeypatch.setattr(command, "given_flags", lambda _: flags)
         features._write(files)
-        return np.load(tmp_path / "rows.npy")
+        return tmp_path / "rows.npy"
 
-    images = input_pipeline.whole_split(dataset, "train").images
-    (tmp_path / "photos").mkdir()
-    for number in (0, 1):
-        Image.fromarray(images[number]).save(tmp_path / "photos" / f"{number}.png")
-    expected = outputs_of(network, images, "fc3:relu")
-    found = write(str(tmp_path / "photos"))
+    return write
+
+
+def some_files(dataset, folder, count):
+    """Of training images; the names of some cannot be shown."""
+    folder.mkdir()
+    files = [folder / (f"{number:02}.png" if number % 3 else f"{number:02}\n\x1b.png") for number in range(count)]
+    for file, image in zip(files, input_pipeline.whole_split(dataset, "train").images, strict=False):
+        Image.fromarray(image).save(file)
+    return files
+
+
+def test_the_command_writes_the_features_of_files_and_of_a_split(dataset, expected, tmp_path, capsys, write):
+    some_files(dataset, tmp_path / "photos", 2)
+    found = np.load(write(str(tmp_path / "photos")))
     assert capsys.readouterr().out == f"{tmp_path / 'rows.npy'}: fc3:relu of 2 pictures, 16 each\n"
-    np.testing.assert_allclose(found, expected[:2], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(write(dataset=str(dataset.path)), expected, rtol=1e-4, atol=1e-5)
-    assert write(dataset=str(dataset.path), split="validation", layer="conv1:pool").shape == (23, 7, 7, 8)
+    np.testing.assert_allclose(found, expected["fc3:relu"][:2], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.load(write(dataset=str(dataset.path))), expected["fc3:relu"], rtol=1e-4, atol=1e-5)
+    assert (tmp_path / "rows.csv").read_text().splitlines()[:4] == ["class", "red", "green", "blue"]
+    rows = np.load(write(dataset=str(dataset.path), split="validation", layers=("conv1:pool",)))
+    assert rows.shape == (23, 7, 7, 8)
     for files, dataset_flag in (((), ""), (("a.png",), str(dataset.path))):
         with pytest.raises(InputError, match="give pictures, or --dataset=PREPARED"):
             write(*files, dataset=dataset_flag)
-    with pytest.raises(InputError, match=r"--output=rows\.txt: must end in \.npy"):
+    with pytest.raises(InputError, match=r"--output=rows\.txt: must end in \.npz or \.npy"):
         features.Options(workdir="run", output="rows.txt")
+    with pytest.raises(InputError, match="--layers=fc3,fc3: names one twice"):
+        features.Options(workdir="run", output="rows.npy", layers=("fc3", "fc3"))
+
+
+@pytest.mark.parametrize("count", [1, 16, 17])  # a batch has 16
+def test_several_layers_in_one_pass_for_any_number_of_files(dataset, expected, tmp_path, monkeypatch, write, count):
+    files = some_files(dataset, tmp_path / "photos", count)
+    read = []
+    monkeypatch.setattr(networks.Trained, "preprocess", spied(networks.Trained.preprocess, read))
+    write(str(tmp_path / "photos"), layers=NAMES, output=str(tmp_path / "f.npz"))
+    assert sorted(read) == sorted(map(str, files))  # each once
+    write(str(tmp_path / "photos"), layers=NAMES)
+    with np.load(tmp_path / "f.npz") as opened:
+        archive = {name: opened[name] for name in opened.files}
+    assert [*archive] == [*NAMES]
+    for name in NAMES:
+        np.testing.assert_allclose(archive[name], expected[name][:count], rtol=1e-4, atol=1e-5)
+        part = np.load(tmp_path / f"rows-{name.replace(':', '-')}.npy", mmap_mode="r")
+        assert isinstance(part, np.memmap)
+        np.testing.assert_array_equal(part, archive[name])
+    rows = [*csv.reader((tmp_path / "f.csv").read_text().splitlines())]
+    assert rows == [["file"], *([shown(file)] for file in sorted(map(str, files)))]
+    assert (tmp_path / "rows.csv").read_text() == (tmp_path / "f.csv").read_text()
+    written = {"f.npz", "f.csv", "rows.csv", "rows-conv1-pool.npy", "rows-fc3-relu.npy", "rows-fc4.npy", "photos"}
+    assert {file.name for file in tmp_path.iterdir()} == written  # nothing that is half done
+
+
+def spied(function, seen):
+    def spy(self, picture, *arguments):
+        seen.append(str(picture))
+        return function(self, picture, *arguments)
+
+    return spy
+
+
+def test_a_file_that_cannot_be_read_has_no_row(dataset, expected, tmp_path, capsys, write):
+    files = some_files(dataset, tmp_path / "photos", 18)
+    for number in (1, 16):
+        files[number].write_bytes(b"no picture")
+    with pytest.raises(InputError, match="2 of 18 pictures cannot be read"):
+        write(*map(str, files), layers=NAMES)
+    assert f"error: {files[1]}: is not an image" in capsys.readouterr().err
+    for name in NAMES:
+        rows = np.load(tmp_path / f"rows-{name.replace(':', '-')}.npy")
+        np.testing.assert_allclose(rows, np.delete(expected[name][:18], (1, 16), axis=0), rtol=1e-4, atol=1e-5)
+    kept = [shown(file) for number, file in enumerate(files) if number not in (1, 16)]
+    assert [*csv.reader((tmp_path / "rows.csv").read_text().splitlines())] == [["file"], *([name] for name in kept)]
+    for file in tmp_path.glob("rows*"):
+        file.unlink()
+    with pytest.raises(InputError, match="1 of 1 pictures cannot be read"):
+        write(str(files[1]), layers=NAMES)
+    assert {file.name for file in tmp_path.iterdir()} == {"photos"}
+    with pytest.raises(InputError, match="no output fc77"):
+        write(str(files[0]), layers=("fc77",))
+
+
+def test_all_outputs_are_listed_with_their_shapes(network, expected, capsys, write):
+    write(layers=("help",), output="")
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert [*listed] == output_names(TINY)
+    for name in NAMES:
+        assert listed[name] == " × ".join(map(str, expected[name].shape[1:]))
+
+
+def test_pictures_of_ones_own_go_through_the_same_preprocessing(network, tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((60, 80, 3), (33, 90), (40, 40, 3))]
+    files = [tmp_path / f"{number}.png" for number in range(3)]
+    for file, pixels in zip(files, pictures, strict=True):
+        Image.fromarray(pixels).save(file)
+    contents = [file.read_bytes() for file in files]
+    alike = np.stack([network.preprocess(file) for file in files])
+    one_size = np.stack([pictures[0]] * 3)
+    for of, like in (
+        (files, alike), (pictures, alike), ([str(file) for file in files], alike), (one_size, alike[[0, 0, 0]]),
+        ([files[0], contents[1], pictures[2]], alike), (jnp.asarray(one_size), alike[[0, 0, 0]]),
+    ):  # fmt: skip
+        ((images, read),) = network.read(of)
+        np.testing.assert_array_equal(images, like)
+        np.testing.assert_array_equal(read, like)
+    assert network.features(pictures, NAMES)["fc4"].shape == (3, 3)
+    for wrong in (np.zeros((5, 5, 4), np.uint8), np.zeros((5, 5, 3)), np.zeros((0, 5, 3), np.uint8), b"none"):
+        with pytest.raises(InputError, match="picture 1: "):
+            network.features([pictures[0], wrong, pictures[2]], NAMES)
+
+
+def test_reading_ahead_keeps_the_order_and_ends_with_its_reader():
+    begun = []
+
+    def read(item):
+        begun.append(item)
+        time.sleep(0.001 * (item % 3))
+        return -item
+
+    assert [*read_ahead(read, range(50), ahead=7)] == [-item for item in range(50)]
+    assert sorted(begun) == [*range(50)]
+    begun.clear()
+    some = read_ahead(read, range(10_000), ahead=4)
+    assert [next(some), next(some)] == [0, -1]
+    some.close()
+    assert len(begun) <= 6
+    assert threading.active_count() < 10
 
 
 def test_the_nearest_of_a_training_image_is_itself(network, dataset):

@@ -1,0 +1,26 @@
+"""Reading ahead: what threads read of a list, in its order."""
+
+import collections
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from alexnet_jax.data.shards import cores
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def read_ahead(read: Callable[[Item], Result], items: Sequence[Item], *, ahead: int) -> Iterator[Result]:
+    """`read` of each item, in order. Threads, one for each core, have begun with the next `ahead` of them."""
+    waiting: collections.deque[Future[Result]] = collections.deque()
+    pool = ThreadPoolExecutor(min(cores(), 32))
+    try:
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # also where nobody takes the rest
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,86 @@
+"""How fast `predict` sees files: against inference alone, and against reading and decoding alone.
+
+  python experiments/prediction_speed.py --photos=FOLDER        three minutes on two cores
+
+The networks have random weights; the photographs are read as torchvision does. Interleaved, median of the repeats.
+Expected: at least 90 % of the slower one where a device computes while the cores read. On a CPU the same cores do both,
+and a picture takes the time of the one and of the other: there "together" is at least 90 % of that.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from record import save
+
+from alexnet_jax import ARCHITECTURES, AlexNet, Trained
+from alexnet_jax.config import Config
+from alexnet_jax.data.preprocessing import TORCHVISION
+from alexnet_jax.networks import network as networks
+from alexnet_jax.paper.train_state import init_params
+from alexnet_jax.predict import files_of, predictions
+
+
+def random_network(architecture: str) -> Trained:
+    net = AlexNet(ARCHITECTURES[architecture])
+    params = jax.jit(lambda key: init_params(net, key, 224))(jax.random.key(0))
+    names = tuple(f"class {number}" for number in range(net.layers[-1].features))
+    mean_image = np.full((256, 256, 3), 120.0)
+    return Trained(Path("random"), 0, Config(), "", names, mean_image, net, params, TORCHVISION)
+
+
+def rate(count: int, work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", required=True)
+    parser.add_argument("--architectures", default="demo,paper")
+    parser.add_argument("--times", type=int, default=8, help="each photograph so often")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    files = files_of([arguments.photos]) * arguments.times
+    found = {}
+    for architecture in arguments.architectures.split(","):
+        network = random_network(architecture)
+        images = next(network.read(files))[0]
+        batches = len(files) // len(images)
+        network.probabilities(images).block_until_ready()  # compiled
+
+        def infer(network: Trained = network, images: np.ndarray = images, batches: int = batches) -> None:
+            for _ in range(batches):
+                np.asarray(network.probabilities(images))
+
+        rates: dict[str, list[float]] = {"inference": [], "reading": [], "together": []}
+        for _ in range(arguments.repeats):
+            rates["inference"].append(rate(batches * len(images), infer))
+            rates["reading"].append(rate(len(files), lambda network=network: [*network.read(files)]))
+            rates["together"].append(rate(len(files), lambda network=network: [*predictions(network, files)]))
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+        slower = min(medians["inference"], medians["reading"])
+        shared = 1 / (1 / medians["inference"] + 1 / medians["reading"])
+        found[architecture] = {
+            "images_per_second": {name: round(of, 1) for name, of in medians.items()},
+            "of_the_slower_one": round(medians["together"] / slower, 3),
+            "of_what_the_same_cores_can": round(medians["together"] / shared, 3),
+        }
+    save(
+        "prediction_speed",
+        device=jax.devices()[0].device_kind,
+        batch=networks.BATCH,
+        photographs=len({*files}),
+        times=arguments.times,
+        repeats=arguments.repeats,
+        networks=found,
+    )
+
+
+if __name__ == "__main__":
+    main()
