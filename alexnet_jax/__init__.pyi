@@ -8,6 +8,7 @@ from .device.xla import compiler_options as compiler_options
 from .networks.layer_outputs import features_of_split as features_of_split
 from .networks.loading import load as load
 from .networks.network import Trained as Trained
+from .networks.onnx import to_onnx as to_onnx
 from .paper.architectures import (
     ARCHITECTURES as ARCHITECTURES,
     CAFFE as CAFFE,
