@@ -73,13 +73,14 @@ def to_onnx(network: Trained) -> bytes:
 
     graph, logits = graph_of(network)
     rule, software = RULE.format(size=network.size), versions()
+    images: list[Any] = ["n", network.size, network.size, 3]
     opset = [helper.make_opsetid("", OPSET)]
-    answers = ["n", len(network.class_names)]
+    answers: list[Any] = ["n", len(network.class_names)]
     model = helper.make_model(
         helper.make_graph(
             [helper.make_node(of.operator, of.inputs, of.outputs, of.name, **of.attributes) for of in graph.nodes],
             "alexnet",
-            [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", network.size, network.size, 3], rule)],
+            [helper.make_tensor_value_info("images", TensorProto.UINT8, images, rule)],
             [helper.make_tensor_value_info(of, TensorProto.FLOAT, answers) for of in ("probabilities", logits)],
             [numpy_helper.from_array(values, name) for name, values in graph.constants.items()],
         ),
