@@ -130,7 +130,7 @@ def activation_maximization(
         reached = jnp.sum(jax.grad(activation)(noise, params) != 0)
         radius = contrast * jnp.sqrt(reached.astype(noise.dtype))
 
-        def step(_: int, view: Array) -> Array:
+        def step(_: Array, view: Array) -> Array:
             gradient = jax.grad(activation)(view, params)
             return radius * _unit(_unit(view) + 0.2 * _unit(gradient))
 

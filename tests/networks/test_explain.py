@@ -55,7 +55,9 @@ def test_saliency_is_the_finite_difference_of_the_logit():
                 moved = np.repeat(views[image][None], 6, 0)
                 for color in range(3):
                     moved[2 * color : 2 * color + 2, row, column, color] += (1e-4, -1e-4)
-                logits = np.asarray(network.net.apply({"params": network.params}, moved, train=False))[:, label]
+                logits = np.asarray(network.net.apply({"params": network.params}, jnp.asarray(moved), train=False))[
+                    :, label
+                ]
                 expected = np.abs(logits[::2] - logits[1::2]).max() / 2e-4
                 assert found[image, row, column] == pytest.approx(expected, rel=1e-5)
                 assert expected > 1e-3
