@@ -8,6 +8,7 @@ network sees of an image, its centre (`seen`), in places that may be coarser tha
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,30 +120,37 @@ def activation_maximization(
     if output not in known:
         raise InputError(f"{network.source}: its network has no output {output}; there are {', '.join(known)}")
 
-    def activation(view: Array, params: PyTree) -> Array:
-        answer = outputs(network.net, {"params": params}, view[None], [output])[output][0]
-        if not 0 <= unit < answer.shape[-1]:
-            raise InputError(f"{output}: has no unit {unit}; there are {answer.shape[-1]}, from 0 on")
-        return answer[tuple(length // 2 for length in answer.shape[:-1])][unit]
-
-    @jax.jit
-    def ascent(params: PyTree, noise: Array) -> tuple[Array, Array]:
-        reached = jnp.sum(jax.grad(activation)(noise, params) != 0)
-        radius = contrast * jnp.sqrt(reached.astype(noise.dtype))
-
-        def step(_: Array, view: Array) -> Array:
-            gradient = jax.grad(activation)(view, params)
-            return radius * _unit(_unit(view) + 0.2 * _unit(gradient))
-
-        return jax.lax.fori_loop(0, steps, step, noise), reached
-
     crop = network.config.crop_size
     noise = jax.random.normal(jax.random.key(seed), (crop, crop, 3), jnp.float32)
-    view, reached = ascent(network.params, noise)
+    units = jax.eval_shape(functools.partial(_activations, network.net, output), network.params, noise).shape[0]
+    if not 0 <= unit < units:
+        raise InputError(f"{output}: has no unit {unit}; there are {units}, from 0 on")
+    view, reached = _ascent(network.net, output, network.params, noise, unit, contrast, steps)
     if not reached:
         raise InputError(f"{output}: noise does not reach its unit {unit}; take an output before a ReLU")
     mean = center_view(jnp.asarray(network.mean_image, jnp.float32)[None], crop)[0]
     return np.asarray(jnp.clip(jnp.round(mean + view), 0, 255), np.uint8)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _ascent(
+    net: AlexNet, output: str, params: PyTree, noise: Array, unit: Any, contrast: Any, steps: Any
+) -> tuple[Array, Array]:
+    """The view at the end, and how many numbers of the noise reach the unit."""
+    gradient = jax.grad(lambda view: _activations(net, output, params, view)[unit])
+    reached = jnp.sum(gradient(noise) != 0)
+    radius = contrast * jnp.sqrt(reached.astype(noise.dtype))
+
+    def step(_: Array, view: Array) -> Array:
+        return radius * _unit(_unit(view) + 0.2 * _unit(gradient(view)))
+
+    return jax.lax.fori_loop(0, steps, step, noise), reached
+
+
+def _activations(net: AlexNet, output: str, params: PyTree, view: Array) -> Float[Array, "units"]:
+    """Of an output's units, or of those at the central place of its maps."""
+    answer = outputs(net, {"params": params}, view[None], [output])[output][0]
+    return answer[tuple(length // 2 for length in answer.shape[:-1])]
 
 
 METHODS: dict[str, Callable[..., Float[np.ndarray, "n height width"]]] = {
