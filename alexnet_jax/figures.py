@@ -135,8 +135,8 @@ def save_explanations(
     *,
     columns: int = 3,
 ) -> None:
-    """Each image, and beside it in grey, under what a map says of its places: orange speaks for the class, blue against
-    it, each map on a scale of its own. Maps are of any size, and cover the image.
+    """Each image, and beside it in grey, under what a map says of its places: orange speaks for the class, purple
+    against it, each map on a scale of its own. Maps are of any size, and cover the image.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
