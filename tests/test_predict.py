@@ -224,7 +224,7 @@ def test_what_speaks_for_an_answer_is_drawn_of_each_picture(tmp_path, workdir, d
     ("flags", "message"),
     [
         (["--explain=gradcam"], "--explain=gradcam: needs --figure=FILE, without --maps"),
-        (["--explain=lime", "--figure=m.png"], "--explain=lime: must be saliency, occlusion or gradcam"),
+        (["--explain=lime", "--figure=m.png"], "--explain=lime: must be one of saliency, occlusion, gradcam"),
         (["--maps=conv1"], "--maps=conv1: needs --figure=FILE"),
         (["--maps=fc6", "--figure=m.png"], "--maps=fc6: is of a dense layer, which has no maps"),
         (["--maps=conv9", "--figure=m.png"], "its network has no output conv9; there are conv1, conv1:relu, conv1:lrn"),

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +197,14 @@ def test_the_command_writes_it(tmp_path, monkeypatch):
     subprocess.run([sys.executable, "-m", "alexnet_jax.weights", *flags], check=True, capture_output=True)
     images = pictures(2, 40)
     assert_equal(run((tmp_path / "a.onnx").read_bytes(), images)[0], network.probabilities(images))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.onnx").rename("alexnet.onnx")
+    page = (Path(__file__).parents[2] / "docs" / "other_frameworks.md").read_text()
+    example = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "onnxruntime" in block)
+    found = {"images": images}
+    exec(example.replace("fc8", "fc4"), found)
+    assert_equal(found["probabilities"], network.probabilities(images))
+    assert tuple(found["names"]) == network.class_names
     for more, message in (({"views": 10}, "--views=10 is of a program"), ({"pytorch": True}, "--pytorch writes a")):
         with pytest.raises(InputError, match=message):
             weights.Options(source="run", output="a.onnx", **more)
