@@ -158,6 +158,22 @@ def save_explanations(
     _save(figure, file)
 
 
+def save_units(
+    images: Sequence[UInt8[np.ndarray, "size size 3"]], titles: Sequence[str], file: Path, *, columns: int = 5
+) -> None:
+    """The image that each of some units likes best, as of `explain.activation_maximization`."""
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2.2 * columns, 2.5 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for axes, image, title in zip(panels.flat, images, titles, strict=False):
+        axes.imshow(image)
+        axes.set_title(_shortened(title), fontsize=8, parse_math=False)
+    _save(figure, file)
+
+
 def save_neighbors(
     queries: Sequence[UInt8[np.ndarray, "size size 3"]],
     neighbors: Sequence[Sequence[UInt8[np.ndarray, "size size 3"]]],

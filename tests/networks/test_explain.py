@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY
+from PIL import Image
 
+from alexnet_jax import figures
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.networks import explain
 from alexnet_jax.networks.network import Trained
@@ -150,12 +152,15 @@ def test_gradcam_takes_the_last_maps_that_are_not_pooled():
         explain.gradcam(trained((Dense(2),), dense(np.ones((CROP, CROP, 3, 2)))), IMAGES)
 
 
-def test_a_linear_unit_likes_its_own_weights_best():
+def test_a_linear_unit_likes_its_own_weights_best(tmp_path):
     kernel = np.random.default_rng(1).normal(size=(CROP, CROP, 3, 2))
     network = trained((Dense(2),), dense(kernel), mean_image=np.full((SIZE, SIZE, 3), 128, np.float32))
     found = explain.activation_maximization(network, "fc1", 1, contrast=20.0)
     expected = 128 + 20 * kernel[..., 1] / np.sqrt((kernel[..., 1] ** 2).mean())
     assert np.abs(found - np.clip(expected, 0, 255)).max() <= 0.6
+    figures.save_units([found, found], ["one", "two"], tmp_path / "units.png")
+    with Image.open(tmp_path / "units.png") as drawn:
+        assert len(drawn.convert("RGB").getcolors(10**6)) > 100
 
 
 def test_a_kernel_likes_itself_at_the_central_place_and_nothing_elsewhere():
