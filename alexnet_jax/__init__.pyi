@@ -5,9 +5,16 @@ from .data.datasets import Dataset as Dataset, open_dataset as open_dataset
 from .data.input_pipeline import training_batches as training_batches
 from .device.tuned import tuned as tuned
 from .device.xla import compiler_options as compiler_options
+from .networks.explain import (
+    activation_maximization as activation_maximization,
+    gradcam as gradcam,
+    occlusion as occlusion,
+    saliency as saliency,
+)
 from .networks.layer_outputs import features_of_split as features_of_split
 from .networks.loading import load as load
 from .networks.network import Trained as Trained
+from .networks.onnx import to_onnx as to_onnx
 from .networks.pretrained import pretrained as pretrained
 from .paper.architectures import (
     ARCHITECTURES as ARCHITECTURES,

@@ -127,6 +127,53 @@ def save_activations(
     _save(figure, file)
 
 
+def save_explanations(
+    images: Sequence[UInt8[np.ndarray, "size size 3"]],
+    maps: Sequence[Float[np.ndarray, "height width"]],
+    titles: Sequence[str],
+    file: Path,
+    *,
+    columns: int = 3,
+) -> None:
+    """Each image, and beside it in grey, under what a map says of its places: orange speaks for the class, purple
+    against it, each map on a scale of its own. Maps are of any size, and cover the image.
+    """
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.3 * rows), layout="constrained")
+    panels = figure.subplots(rows, 2 * columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for place, (image, map_, title) in enumerate(zip(images, maps, titles, strict=True)):
+        left, right = panels[place // columns, 2 * (place % columns) :][:2]
+        left.imshow(image)
+        left.set_title(_shortened(title), fontsize=8, parse_math=False)
+        extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
+        right.imshow(image.mean(-1), cmap="gray", vmin=-255, vmax=255)  # pale
+        most = max(float(np.abs(map_).max()), 1e-12)
+        smooth = "bilinear" if len(map_) < len(image) else "nearest"
+        right.imshow(
+            map_ / most, cmap="PuOr_r", vmin=-1, vmax=1, alpha=np.abs(map_) / most, extent=extent, interpolation=smooth
+        )
+    _save(figure, file)
+
+
+def save_units(
+    images: Sequence[UInt8[np.ndarray, "size size 3"]], titles: Sequence[str], file: Path, *, columns: int = 5
+) -> None:
+    """The image that each of some units likes best, as of `explain.activation_maximization`."""
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2.2 * columns, 2.5 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for axes, image, title in zip(panels.flat, images, titles, strict=False):
+        axes.imshow(image)
+        axes.set_title(_shortened(title), fontsize=8, parse_math=False)
+    _save(figure, file)
+
+
 def save_neighbors(
     queries: Sequence[UInt8[np.ndarray, "size size 3"]],
     neighbors: Sequence[Sequence[UInt8[np.ndarray, "size size 3"]]],

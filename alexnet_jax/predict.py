@@ -3,6 +3,7 @@
   python -m alexnet_jax.predict --workdir=DIR photo.jpg more/*.png folder
   python -m alexnet_jax.predict --workdir=DIR --views=10 --figure=seen.png photo.jpg
   python -m alexnet_jax.predict --workdir=DIR --format=csv folder > answers.csv
+  python -m alexnet_jax.predict --workdir=DIR --explain=gradcam --figure=why.png photo.jpg
 
 DIR: of a run of alexnet_jax.main; or a .safetensors, torchvision or caffe. A folder stands for all files below it.
 Where a picture lies in a folder with the name of a class, that counts as its true class.
@@ -51,6 +52,7 @@ class Options:
     figure: str = option("", "a .png, .pdf or .svg of the pictures (400 at most) and answers, as in Figure 4")
     max_pixels: int = option(MAX_PIXELS, "of a picture; a larger one cannot be read (JPEGs: four times)", minimum=1)
     maps: str = option("", "with --figure and one picture: draw its feature maps of this name, as conv1 or conv1:relu")
+    explain: str = option("", "with --figure: draw what speaks for the likeliest class: saliency, occlusion or gradcam")
 
     def __post_init__(self):
         check_bounds(self)
@@ -60,6 +62,10 @@ class Options:
         check_choice("format", self.format, FORMATS)
         if self.maps and not self.figure:
             raise InputError(f"--maps={self.maps}: needs --figure=FILE")
+        if self.explain:
+            check_choice("explain", self.explain, ("saliency", "occlusion", "gradcam"))
+            if not self.figure or self.maps:
+                raise InputError(f"--explain={self.explain}: needs --figure=FILE, without --maps")
         if self.figure and Path(self.figure).suffix.lower() not in FIGURES:
             raise InputError(f"--figure={self.figure}: must end in {', '.join(FIGURES)}")
 
@@ -185,6 +191,8 @@ def _predict(arguments: Sequence[str]) -> None:
     seen, failed = _show(seeing, len(files), options)
     if seen and options.maps:
         _draw_maps(network, seen[0], options)
+    elif seen and options.explain:
+        _draw_explanations(network, seen, options)
     elif seen:
         figures.save_predictions(
             [of.pixels for of in seen], [of.top for of in seen], [of.label for of in seen],
@@ -223,6 +231,22 @@ def _draw_maps(network: "Trained", seen: Prediction, options: Options) -> None:
     if maps.ndim != 3:
         raise InputError(f"--maps={options.maps}: is of a dense layer, which has no maps")
     figures.save_activations(seen.pixels, maps, options.maps, Path(options.figure).expanduser())
+
+
+def _draw_explanations(network: "Trained", seen: Sequence[Prediction], options: Options) -> None:
+    from alexnet_jax import figures
+    from alexnet_jax.networks import explain
+    from alexnet_jax.networks.network import BATCH
+
+    images = np.stack([of.pixels for of in seen])
+    maps: list[np.ndarray] = []
+    titles: list[str] = []
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        answers = np.asarray(network.probabilities(batch))
+        maps += [*explain.METHODS[options.explain](network, batch, answers.argmax(1))]
+        titles += [f"{network.class_names[row.argmax()]} {row.max():.0%}" for row in answers]
+    figures.save_explanations([*explain.seen(network, images)], maps, titles, Path(options.figure).expanduser())
 
 
 if __name__ == "__main__":

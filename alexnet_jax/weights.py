@@ -6,6 +6,7 @@
   python -m alexnet_jax.weights --source=torchvision --output=…      or caffe: fetched from where its owner publishes it
   python -m alexnet_jax.weights --source=RUN --output=torch.safetensors --pytorch
   python -m alexnet_jax.weights --source=RUN --output=alexnet.jax      a program: images → probabilities
+  python -m alexnet_jax.weights --source=RUN --output=alexnet.onnx     the same for the runtimes of ONNX
 
 A .safetensors stands for a run wherever one is asked for: predict --workdir=alexnet.safetensors photo.jpg.
 """
@@ -31,8 +32,8 @@ class Options:
         "a run's folder, a .safetensors, torchvision's .pth, or Caffe's .caffemodel; or torchvision or caffe, "
         "which are fetched",
     )
-    output: str = option("", "file to write: .safetensors, or .jax for a program of jax.export")
-    views: int = option(1, "of a program: 1, the centre of each image, or 10, averaged")
+    output: str = option("", "file to write: .safetensors, .jax (a program of jax.export), or .onnx")
+    views: int = option(1, "of a .jax: 1, the centre of each image, or 10, averaged")
     checkpoint: str = option("latest", "of a run: which of its checkpoints")
     mean: str = option("", "of a .caffemodel: the .binaryproto with the mean image")
     classes: str = option("", "of another framework's network: file with the name of a class on each line")
@@ -45,10 +46,10 @@ class Options:
         check_bounds(self)
         if not self.source or not self.output:
             raise InputError("--source=RUN_OR_FILE and --output=FILE are needed")
-        if Path(self.output).suffix not in (".safetensors", ".jax"):
-            raise InputError(f"--output={self.output}: must end in .safetensors or .jax")
+        if Path(self.output).suffix not in (".safetensors", ".jax", ".onnx"):
+            raise InputError(f"--output={self.output}: must end in .safetensors, .jax or .onnx")
         check_choice("views", self.views, (1, 10))
-        if self.output.endswith(".jax") and self.pytorch:
+        if not self.output.endswith(".safetensors") and self.pytorch:
             raise InputError(f"--pytorch writes a .safetensors, and --output={self.output} is none")
         if not self.output.endswith(".jax") and self.views != 1:
             raise InputError(f"--views={self.views} is of a program, and --output={self.output} is no .jax")
@@ -119,10 +120,12 @@ def _convert() -> None:
     import safetensors.numpy
 
     from alexnet_jax.files import write_whole
-    from alexnet_jax.networks import interchange, one_file
+    from alexnet_jax.networks import interchange, one_file, onnx
 
     if output.suffix == ".jax":
         write_whole(output, one_file.program(network, views=options.views))
+    elif output.suffix == ".onnx":
+        write_whole(output, onnx.to_onnx(network))
     elif options.pytorch:
         write_whole(output, safetensors.numpy.save(interchange.to_pytorch(network)))
     else:

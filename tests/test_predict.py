@@ -293,9 +293,22 @@ def test_activation_maps_are_drawn_of_one_picture(tmp_path, workdir, dataset):
     assert 0.02 < np.mean(pixels < 128) < 0.9  # neither empty nor black
 
 
+def test_what_speaks_for_an_answer_is_drawn_of_each_picture(tmp_path, workdir, dataset):
+    for number, image in enumerate(input_pipeline.whole_split(dataset, "validation").images[:2]):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    figure = tmp_path / "why" / "m.png"
+    process = command(f"--workdir={workdir}", "--explain=gradcam", f"--figure={figure}", *tmp_path.glob("*.png"))
+    assert process.returncode == 0, process.stderr
+    pixels = np.asarray(Image.open(figure).convert("RGB")).astype(int)
+    assert pixels.shape[1] > 1000  # two pictures in a row
+    assert 0.001 < np.mean(pixels[..., 0] - pixels[..., 2] > 60) < 0.9  # something is orange
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--explain=gradcam"], "--explain=gradcam: needs --figure=FILE, without --maps"),
+        (["--explain=lime", "--figure=m.png"], "--explain=lime: must be one of saliency, occlusion, gradcam"),
         (["--maps=conv1"], "--maps=conv1: needs --figure=FILE"),
         (["--maps=fc6", "--figure=m.png"], "--maps=fc6: is of a dense layer, which has no maps"),
         (["--maps=conv9", "--figure=m.png"], "its network has no output conv9; there are conv1, conv1:relu, conv1:lrn"),
