@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Options:
     """The flags."""
 
-    workdir: str = option("", "folder of the run that trained the network, or a .safetensors")
+    workdir: str = option("", "folder of the run that trained the network; or a .safetensors, torchvision, caffe")
     checkpoint: str = option("latest", "which of its checkpoints: latest, best, or the number of a step")
     layers: tuple[str, ...] = option(
         (), "names of outputs, comma-separated, as conv1:pool,fc7; help: lists them; none: the last before the classes"

@@ -43,7 +43,7 @@ FIGURES, MOST_IN_A_FIGURE = (".png", ".pdf", ".svg"), 400
 class Options:
     """The flags."""
 
-    workdir: str = option("", "folder of the run that trained the network")
+    workdir: str = option("", "folder of the run that trained the network; or a .safetensors, torchvision, caffe")
     checkpoint: str = option("latest", "which of its checkpoints: latest, best, or the number of a step")
     views: int = option(1, "1: the centre of the picture; 10: averaged over corners, centre and their mirror images")
     top: int = option(5, "how many classes are shown", minimum=1)

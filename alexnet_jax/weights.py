@@ -61,27 +61,28 @@ def read(options: Options) -> "Trained":
     from alexnet_jax.networks import interchange, one_file, pretrained
     from alexnet_jax.networks.loading import load
 
-    source = Path(options.source).expanduser()
+    source, mean = Path(options.source).expanduser(), Path(options.mean).expanduser() if options.mean else None
     given = pretrained.is_name(options.source)
     if not given and not source.exists():
         raise InputError(f"--source={source}: is not there")
-    if options.mean and options.source == "caffe" and given:
-        return pretrained.pretrained("caffe", Path(options.mean).expanduser())
-    if options.mean and source.suffix != ".caffemodel":
+    if mean and not given and source.suffix != ".caffemodel":
         raise InputError(f"--mean={options.mean} is for a .caffemodel; {source} is none")
-    if given or source.is_dir() or one_file.is_ours(source):
-        if options.upright:
-            raise InputError(f"--upright is for another framework's network; {source} says that itself")
-        if options.classes:
-            raise InputError(f"--classes={options.classes} is for another framework's network; {source} has its own")
+    is_own = not given and (source.is_dir() or one_file.is_ours(source))
+    if options.classes and (given or is_own):
+        raise InputError(f"--classes={options.classes} is for files without names of their own; {source} has its own")
+    if is_own and options.upright:
+        raise InputError(f"--upright is for another framework's network; {source} says that itself")
+    if is_own:
         return load(source, options.checkpoint)
     if options.checkpoint != "latest":
         raise InputError(f"--checkpoint={options.checkpoint} is for a run's folder; {source} is none")
     names = _lines(Path(options.classes).expanduser()) if options.classes else ()
-    if source.suffix == ".caffemodel":
-        if not options.mean:
+    if given:
+        network = pretrained.pretrained(options.source, mean)
+    elif source.suffix == ".caffemodel":
+        if not mean:
             raise InputError(f"{source}: needs --mean=FILE, the .binaryproto that comes with it")
-        network = interchange.from_caffe(source, Path(options.mean).expanduser(), names)
+        network = interchange.from_caffe(source, mean, names)
     else:
         network = interchange.from_torchvision(source, names)
     rule = dataclasses.replace(network.preprocessing, upright=network.preprocessing.upright or options.upright)

@@ -53,7 +53,8 @@ def small(variant: str, kind: str) -> Interval:
 
 
 def seeds(name: str) -> str:
-    return f"n = {len(log(name)['seeds'])}"
+    values = log(name)
+    return f"n = {len(values.get('seeds') or next(iter(values['results'].values())))}"
 
 
 def _ablation(variant: str, paper: str) -> Callable[[], str]:
@@ -168,7 +169,7 @@ def _dropout() -> str:
     learned, converged = dropout_takes()
     return (
         f"to 40 % training error {learned.text(form='.2f')} times the epochs, {learned.verdict()}; to converge "
-        f"{converged.text(form='.2f')} times, {converged.verdict()}; n = 3"
+        f"{converged.text(form='.2f')} times, {converged.verdict()}; {seeds('overfitting')}"
     )
 
 
@@ -177,8 +178,8 @@ def _cure(cure: str, variant: str) -> Callable[[], str]:
         found, photographs = gains_of(cure), rise(variant)
         return (
             f"CIFAR-10, with it: test error {points(found['test error'])}, test minus training error "
-            f"{points(found['gap'])}; n = 3. Photographs, without it: test error {points(photographs)}; "
-            f"{seeds('ablations')}"
+            f"{points(found['gap'])}; {seeds('overfitting')}. Photographs, without it: test error "
+            f"{points(photographs)}; {seeds('ablations')}"
         )
 
     return result
@@ -258,7 +259,8 @@ CLAIMS = (
           "as printed but for conv1: 55·55·96 = 290,400, not 253,440"),
     Claim("§4", "so many parameters overfit considerably", SMALL, "`overfitting.py`",
           lambda: "without a cure the training error ends at "
-          f"{_end('neither', 'training error')}, the test error at {_end('neither', 'test error')}; n = 3"),
+          f"{_end('neither', 'training error')}, the test error at {_end('neither', 'test error')}; "
+          f"{seeds('overfitting')}"),
     Claim("§4.1", "the transformed images are “computationally free”", SMALL, "`feeding.py`",
           _free),
     Claim("§4.1", "patches and reflections: a factor of 2,048", TESTED, "`test_augment.py`", "32 · 32 · 2"),

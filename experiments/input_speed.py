@@ -80,11 +80,12 @@ def ours(path: str, threads: int) -> Iterator[Any]:
 
 def undecoded(path: str, threads: int) -> Iterator[Any]:
     """What one process can read at most, however many cores decode: its threads take turns in Python."""
-    input_pipeline.decode, decode_before = lambda *_: None, input_pipeline.decode
+    before = input_pipeline.ENCODINGS
+    input_pipeline.ENCODINGS = {name: of._replace(decode=lambda *_: None) for name, of in before.items()}
     try:
         yield from ours(path, threads)
     finally:
-        input_pipeline.decode = decode_before
+        input_pipeline.ENCODINGS = before
 
 
 def rate(open_batches: Callable[[], Iterator[Any]], workers: int, batches: int) -> float:

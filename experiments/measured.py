@@ -12,32 +12,53 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PAPER = tuple(f"alexnet_jax/paper/{name}.py" for name in ("layers", "normalization", "model", "optim", "train_step"))
-TRAINING = (*PAPER, "alexnet_jax/paper/augment.py", "alexnet_jax/data/input_pipeline.py", "alexnet_jax/train.py")
+TRAINING = (*PAPER, "alexnet_jax/paper/augment.py", "alexnet_jax/data/input_pipeline.py", "alexnet_jax/train.py",
+            "alexnet_jax/train_setup.py")  # fmt: skip
 CIFAR = (*TRAINING, "experiments/cifar.py", "experiments/training.py")
 SPEED = (*PAPER, *(f"alexnet_jax/device/{name}.py" for name in ("forms", "tuned", "onednn", "xla")))
-READING = tuple(f"alexnet_jax/data/{name}.py" for name in ("input_pipeline", "datasets", "images", "shards"))
-PREPARING = (*READING, "alexnet_jax/data/pictures.py", "alexnet_jax/data/processes.py", "alexnet_jax/prepare.py")
+READING = tuple(
+    f"alexnet_jax/data/{name}.py" for name in ("input_pipeline", "datasets", "images", "shards", "preprocessing")
+)
+PICTURES = tuple(f"alexnet_jax/data/{name}.py" for name in ("pictures", "side_data", "bmp", "preprocessing", "images"))
+PREPARING = (
+    *READING,
+    *PICTURES,
+    "alexnet_jax/data/processes.py",
+    "alexnet_jax/data/writing.py",
+    "alexnet_jax/prepare.py",
+)
 
 MEASURED: dict[str, tuple[str, ...]] = {  # by experiment; its own file counts as well
     "ablations": (*TRAINING, "experiments/training.py", "alexnet_jax/paper/architectures.py"),
     "breakdown": SPEED,
-    "compiled": (*SPEED, "alexnet_jax/device/accelerator_forms.py"),
+    "compiled": (*SPEED, "alexnet_jax/device/accelerator_forms.py", "experiments/program_text.py"),
     "feeding": (*SPEED, *READING),
     "first_minutes": (*SPEED, *TRAINING, "alexnet_jax/data/shapes.py"),
     "first_runs": (*SPEED, *TRAINING, "alexnet_jax/data/shapes.py"),
     "input_speed": READING,
     "jpeg_decoders": (),
-    "kills": ("alexnet_jax/train.py", "alexnet_jax/runs/checkpoint.py", "alexnet_jax/runs/workdir.py"),
+    "kills": (
+        "alexnet_jax/train.py",
+        "alexnet_jax/train_setup.py",
+        *(f"alexnet_jax/runs/{name}.py" for name in ("checkpoint", "states", "stopping", "workdir", "log")),
+    ),
     "lrn_cifar10": CIFAR,
-    "mutations": ("alexnet_jax/reading.py", "alexnet_jax/runs/workdir.py", "alexnet_jax/runs/checkpoint.py"),
+    "mutations": (
+        "experiments/changed_fields.py",
+        "alexnet_jax/reading.py",
+        "alexnet_jax/runs/workdir.py",
+        "alexnet_jax/runs/checkpoint.py",
+    ),
     "overfitting": CIFAR,
     "kernels_and_neighbors": (*TRAINING, "alexnet_jax/networks/layer_outputs.py"),
-    "picture_fuzzer": ("alexnet_jax/data/pictures.py", "alexnet_jax/data/images.py"),
+    "picture_fuzzer": ("experiments/damaged_pictures.py", *PICTURES),
     "precision": TRAINING,
+    "prediction_speed": (*SPEED, *PICTURES, "alexnet_jax/data/ahead.py", "alexnet_jax/networks/network.py"),
     "prepare_speed": PREPARING,
     "relu_vs_tanh": CIFAR,
     "small_claims": CIFAR,
     "specialisation": (),
+    "step_profile": (*SPEED, "alexnet_jax/device/accelerator_forms.py", "experiments/contenders.py"),
     "startup": (*SPEED, "alexnet_jax/train.py"),
     "table2": (*TRAINING, "alexnet_jax/networks/transfer.py", "alexnet_jax/networks/ensemble.py"),
     "throughput": (*SPEED, "experiments/contenders.py"),

@@ -78,7 +78,6 @@ def measured(case: Case, contenders: list[str], repeats: int, inner: int, pytorc
     pytorchs: the interpreter of its workers.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
-    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share a GPU
     workers, answers = {}, {}
     for contender in contenders:
         interpreter = pytorchs if contender.startswith("PyTorch") else sys.executable
@@ -149,6 +148,7 @@ def main() -> None:
     if arguments.work:
         contender, case, inner = json.loads(arguments.work)
         return work(contender, Case(**case), inner)
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # this process and the workers share a GPU
     platform = jax.default_backend()
     if arguments.quick:
         arguments.tables, arguments.batches, arguments.repeats = "CIFAR-sized", "32", 3

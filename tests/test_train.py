@@ -20,7 +20,7 @@ import optax
 import pytest
 from conftest import CROP, SIZE, TINY, small_config, without_compilation_cache
 
-from alexnet_jax import train
+from alexnet_jax import train, train_setup
 from alexnet_jax.config import InputError, Intervals, in_steps
 from alexnet_jax.data.datasets import open_dataset
 from alexnet_jax.data.input_pipeline import training_batches

@@ -73,3 +73,12 @@ def test_the_declared_files_exist():
     missing = [file for files in measured.MEASURED.values() for file in files if not (root / file).exists()]
     assert not missing
     assert all((root / "experiments" / f"{name}.py").exists() for name in measured.MEASURED)
+
+
+def test_every_experiment_that_writes_a_log_is_declared():
+    scripts = (Path(__file__).parents[2] / "experiments").glob("*.py")
+    writing = {of.stem for of in scripts if "from record import" in (text := of.read_text()) and "    save(" in text}
+    assert len(writing) > 15
+    assert writing - {"cifar"} <= set(measured.MEASURED)  # cifar.py writes for those that import it
+    for experiment in measured.MEASURED:
+        assert all(measured.digests(experiment).values()), experiment  # there is such a file

@@ -130,7 +130,7 @@ def test_whoever_asks_for_a_run_takes_its_name(tmp_path, monkeypatch, capsys, ph
     network = load("torchvision")
     likeliest = np.argsort(-np.asarray(network.probabilities(network.preprocess(photo)[None]))[0])[:5]
     assert [row["class"] for row in json.loads(line)["top"]] == [network.class_names[of] for of in likeliest]
-    run(features._write, [str(photo)], workdir="torchvision", layer="fc7:relu", output="f.npy")
+    run(features._write, [str(photo)], workdir="torchvision", layers=("fc7:relu",), output="f.npy")
     assert np.load("f.npy").shape == (1, 20)
     for name in ("torchvision", "caffe"):
         run(weights._convert, source=name, output="a.safetensors")
@@ -138,11 +138,15 @@ def test_whoever_asks_for_a_run_takes_its_name(tmp_path, monkeypatch, capsys, ph
     (tmp_path / "mean").write_bytes(test_weights.blob(np.full((1, 3, 256, 256), 100.0), True))
     run(weights._convert, source="caffe", output="a.safetensors", mean="mean")
     assert (load("a.safetensors").mean_image == 100).all()
+    assert not load("a.safetensors").preprocessing.upright
+    run(weights._convert, source="torchvision", output="a.safetensors", upright=True)
+    assert load("a.safetensors").preprocessing.upright
     for flags, message in (
-        ({"source": "torchvision", "mean": "mean"}, "--mean=mean is for a .caffemodel; torchvision is none"),
+        ({"source": "torchvision", "mean": "mean"}, "mean: is a mean for caffe; torchvision's network has its own"),
+        ({"source": "caffe", "checkpoint": "5"}, "--checkpoint=5 is for a run's folder; caffe is none"),
         (
             {"source": "caffe", "classes": "names"},
-            "--classes=names is for another framework's network; caffe has its own",
+            "--classes=names is for files without names of their own; caffe has its own",
         ),
     ):
         with pytest.raises(InputError, match=message):
@@ -195,7 +199,7 @@ def test_a_run_that_begins_with_a_network_has_its_layers(tmp_path, prepared, mon
         layers, config = trained_by_main(monkeypatch, **common, init_from="torchvision", **given)
         assert layers == with_classes(alexnet_jax.DEMO, 3)
     hint = (
-        r"--init_from=torchvision: none of its parameters has the name and shape of one here \(conv1/kernel is "
+        r"--init_from=torchvision: none of its layers has the name and shapes of one here \(conv1/kernel is "
         r"\(11, 11, 3, 8\) there, \(11, 11, 3, 32\) here\); without "
         r"--architecture and --preset, its own network is trained"
     )

@@ -121,7 +121,9 @@ def test_the_command_converts_a_run_as_the_flags_say(run, prepared, tmp_path, mo
     assert views == [10]
     with pytest.raises(InputError, match="has no checkpoint '7'"):
         convert(tmp_path / "seventh.safetensors", checkpoint="7")
-    with pytest.raises(InputError, match=r"--classes=names.txt is for another framework's network; .*run has its own"):
+    with pytest.raises(
+        InputError, match=r"--classes=names.txt is for files without names of their own; .*run has its own"
+    ):
         convert(tmp_path / "named.safetensors", classes="names.txt")
 
 
