@@ -225,7 +225,7 @@ def test_the_outputs_of_a_layer_as_features(whole_run, photos, tmp_path):
     assert (found.shape, found.dtype) == ((10, 1024), np.float32)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     for flags, message in (
-        ([f"--workdir={workdir}", f"--output={tmp_path / 'f.txt'}", pictures[0]], "f.txt: must end in .npy"),
+        ([f"--workdir={workdir}", f"--output={tmp_path / 'f.txt'}", pictures[0]], "f.txt: must end in .npz or .npy"),
         ([f"--workdir={workdir}", f"--output={tmp_path / 'g.npy'}"], "give pictures, or --dataset=PREPARED: "),
     ):
         process = call(*flags, name="features")
