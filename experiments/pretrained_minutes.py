@@ -63,7 +63,7 @@ STEPS: list[tuple[str, str, dict[str, str]]] = [  # what it is, the command, fil
     ("To ONNX", "python -m alexnet_jax.weights --source=torchvision --output=alexnet.onnx", {}),
     ("One file to give away", "python -m alexnet_jax.weights --source=torchvision --output=alexnet.safetensors", {}),
     (
-        "It answers the same, without the network",
+        "It answers the same, from this file alone",
         "python -m alexnet_jax.predict --workdir=alexnet.safetensors photo.jpg",
         {},
     ),
