@@ -55,8 +55,11 @@ def check_bounds(options: Any) -> None:
 
 def wrong_with_place(text: str) -> str | None:
     """What a text must be to name a folder or file of this computer; None where it is that."""
-    if "://" in text:
-        return "a folder or file of this computer, as a bucket that is mounted"
+    scheme, is_address, rest = text.partition("://")
+    if is_address:
+        bucket = rest.split("/")[0]
+        mount = f"gcsfuse {bucket} FOLDER" if scheme == "gs" else f"rclone mount REMOTE:{bucket} FOLDER"
+        return f"a folder or file of this computer; a bucket can be mounted as one ({mount}), see docs/clouds.md"
     try:
         return "without the character 0, which no name of a file has" if b"\0" in os.fsencode(text) else None
     except UnicodeEncodeError:

@@ -151,7 +151,8 @@ def write(rows: Iterable[Some], names: Sequence[str], kind: str, total: int, out
             part.unlink()
     write_names(kind, of_rows, output.with_suffix(".csv"))
     for name, file in written.items():
-        say(f"{output if is_archive else file.file}: {name} of {len(of_rows):,} pictures, {_by(file.shape)} each")
+        count = f"{len(of_rows):,} picture{'s' * (len(of_rows) != 1)}"
+        say(f"{output if is_archive else file.file}: {name} of {count}, {_by(file.shape)} each")
     return failed
 
 

@@ -55,28 +55,33 @@ STEPS: list[tuple[str, str, dict[str, str]]] = [  # what it is, the command, fil
 VERSIONS = "import json; from alexnet_jax.files import versions; print(json.dumps(versions()['versions']))"
 
 
-def run(command: str, folder: Path, short: bool = False) -> dict[str, Any]:
-    """What a command prints in the folder, with the environment beside it, and the seconds it takes."""
+def run(command: str, folder: Path, errors: bool = False) -> dict[str, Any]:
+    """What a command prints in the folder, with the environment beside it, and the seconds it takes. errors: of what it
+    prints, standard error as well.
+    """
     home = folder.parent
     env = {**os.environ, "HOME": str(home), "PATH": f"{home / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    for name in ("PYTHONPATH", "XDG_CACHE_HOME"):
+    for name in ("PYTHONPATH", "XDG_CACHE_HOME", "ALEXNET_JAX_CACHE"):
         env.pop(name, None)
     start = time.perf_counter()
-    process = subprocess.run(command, shell=True, cwd=folder, env=env, stdout=subprocess.PIPE, text=True)
+    to = subprocess.STDOUT if errors else None
+    process = subprocess.run(command, shell=True, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=to, text=True)
     if process.returncode:
         sys.exit(f"{command}: exit code {process.returncode}\n{process.stdout}")
     output = process.stdout.replace(str(home), "~")
     return {"command": command, "output": output, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def page() -> str:
+def page(name: str = "first_minutes") -> str:
     """The log as Markdown."""
-    values = log("first_minutes")
+    values = log(name)
     parts = []
     for step in values["steps"]:
         files = "".join(f"$ cat {name}\n{content}" for name, content in step["files"].items())
         shown = f"{files}$ {step['command']}\n{step['output']}".rstrip()
-        parts.append(f"## {step['title']}\n\n```\n{shown}\n```\n\n{step['seconds']:.0f} s")
+        parts.append(f"## {step['title']}\n\n```\n{shown}\n```")
+        if "seconds" in step:
+            parts.append(f"{step['seconds']:.0f} s")
     return "\n\n".join([*parts, f"On {where(values)}."])
 
 

@@ -4,6 +4,7 @@ python experiments/tables.py            writes them
 python experiments/tables.py --check    says whether they differ from the logs
 """
 
+import functools
 import math
 import re
 import statistics
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import first_minutes
+import package_size
 from cifar_tables import draw, figure1, lrn_on_cifar10, overfitting_and_cures
 from claims_tables import claims, every_claim
 from intervals import difference
@@ -172,7 +174,11 @@ def precision() -> str:
     return f"{table(header, rows)}\n\n{note}"
 
 
-TABLES = {"first_minutes": first_minutes.page} | {
+TABLES = {
+    "first_minutes": first_minutes.page,
+    "pretrained_minutes": functools.partial(first_minutes.page, "pretrained_minutes"),
+    "package_size": package_size.sentence,
+} | {
     of.__name__: of
     for of in (
         first_runs, first_steps, two_gpus, kills, promises, precision, jpeg_decoders, prediction_speed,

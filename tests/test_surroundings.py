@@ -231,7 +231,14 @@ def test_what_can_be_no_place_is_refused_wherever_it_is_given(options, name, tex
         options(**{**OPTIONS[options], name: text})
 
 
-@pytest.mark.parametrize(("workdir", "problem"), [("gs://bucket/run", "a folder"), ("a\0b", "without the character 0")])
+@pytest.mark.parametrize(
+    ("workdir", "problem"),
+    [
+        ("gs://bucket/run", r"a folder .* mounted as one \(gcsfuse bucket FOLDER\), see docs/clouds.md$"),
+        ("s3://bucket/run", r"a folder .* mounted as one \(rclone mount REMOTE:bucket FOLDER\), see docs/clouds.md$"),
+        ("a\0b", "without the character 0"),
+    ],
+)
 def test_what_can_be_no_workdir_of_fit_is_refused(prepared, monkeypatch, tmp_path, workdir, problem):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=f"--workdir={workdir}: must be {problem}"):

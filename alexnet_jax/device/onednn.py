@@ -33,7 +33,7 @@ def _fault() -> str:
     rows, matrix = (random.standard_normal(shape, np.float32) for shape in ((5, 7), (6, 7)))
     options: dict[str, Any] = {"stride": 2, "padding": (1, 2), "groups": 2}
     try:
-        with jax.default_device(jax.devices("cpu")[0]):
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):  # of several hosts, this one's
             agree = [
                 _agree(functools.partial(convolution, **options), functools.partial(conv2d, **options), x, kernel),
                 _agree(product_with_transposed, lambda x, kernel: x @ kernel.T, rows, matrix),

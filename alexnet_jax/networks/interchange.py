@@ -16,7 +16,7 @@ from alexnet_jax.networks.network import Trained, network_of_arrays
 from alexnet_jax.networks.one_file import read_safetensors
 from alexnet_jax.paper.architectures import CAFFE, CAFFE_IMAGE_SIZE, TORCHVISION, pooling_first
 from alexnet_jax.paper.model import summary
-from alexnet_jax.paper.table import Conv, Layers, named, with_classes
+from alexnet_jax.paper.table import Conv, Layers, Local, named, with_classes
 
 # torchvision's: its images are divided by 255 before, and then normalised with these.
 TORCHVISION_MEAN, TORCHVISION_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -74,11 +74,13 @@ def to_pytorch(network: Trained) -> dict[str, Float[np.ndarray, "..."]]:
     """The parameters as a PyTorch state dict: "conv1.weight" (out, in, height, width), "fc6.weight" (out, in), biases.
 
     Of the first dense layer the inputs are in PyTorch's order: channel, height, width. The images it takes are ours:
-    0 to 255, RGB, minus the mean image.
+    0 to 255, RGB, minus the mean image. Raises InputError for a locally connected layer, which PyTorch does not have.
     """
     found: dict[str, np.ndarray] = {}
     shapes = _flattened_from(network.net.layers, network.config.crop_size)
     for name, layer in named(network.net.layers).items():
+        if isinstance(layer, Local):
+            raise InputError(f"{network.source}: {name}: PyTorch has no module for a locally connected layer")
         kernel, bias = (np.asarray(network.params[name][part]) for part in ("kernel", "bias"))
         if isinstance(layer, Conv):
             weight = kernel.transpose(3, 2, 0, 1)

@@ -57,6 +57,12 @@ def test_product_and_its_gradients(n, inputs, features, seed):
     check_gradients(dense_of_onednn, oracle, x, kernel)
 
 
+def test_each_of_several_hosts_tries_it_on_a_device_of_its_own(monkeypatch):
+    of_all = [object(), *jax.local_devices(backend="cpu")]  # the first one is another host's
+    monkeypatch.setattr(jax, "devices", lambda *_: of_all)
+    assert onednn._fault.__wrapped__() == ""
+
+
 def test_other_types_are_given_to_xla():
     for dtype in (jnp.bfloat16, jnp.float16):
         assert "onednn" not in program(jnp.ones((1, 5, 5, 2), dtype), jnp.ones((3, 3, 2, 4), dtype))

@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import http.server
+import io
 import json
 import threading
 
 import jax
 import numpy as np
 import pytest
+import test_preprocessing
 import test_weights
 from PIL import Image
 
@@ -154,6 +156,52 @@ def test_whoever_asks_for_a_run_takes_its_name(tmp_path, monkeypatch, capsys, ph
     (tmp_path / "torchvision").mkdir()  # a folder of this name is a run
     with pytest.raises(InputError, match="torchvision: there is no run"):
         load("torchvision")
+
+
+def answers_of_pytorch(contents, monkeypatch):
+    """By Pillow and PyTorch alone, from the file that PyTorch wrote."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
+    monkeypatch.setattr(test_weights, "WIDTHS", WIDTHS)
+    state = torch.load(io.BytesIO(CONTENT["/alexnet-owt-7be5be79.pth"]), weights_only=True)
+    module = test_weights.torchvision_module(torch, state)
+    pixels = np.stack([test_preprocessing.torchvision_transform(content) for content in contents])
+    scaled = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    with torch.no_grad():
+        return module(torch.from_numpy(scaled.transpose(0, 3, 1, 2))).softmax(1).numpy()
+
+
+def answers_of_opencv(contents, folder):
+    """By OpenCV alone, from the file of Caffe's form; minus the mean value of each colour, BGR."""
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed; the extra [parity] brings it")
+    (folder / "deploy.prototxt").write_text(test_weights.prototxt(WIDTHS))
+    (folder / "a.caffemodel").write_bytes(CONTENT["/bvlc_alexnet.caffemodel"])
+    reader = cv2.dnn.readNetFromCaffe(str(folder / "deploy.prototxt"), str(folder / "a.caffemodel"))
+    images = np.stack([test_preprocessing.of_caffe(cv2, content) for content in contents])[:, 14:241, 14:241]
+    of_colors = np.array([104.00698793, 116.66876762, 122.67891434])
+    reader.setInput((images - of_colors).transpose(0, 3, 1, 2).astype(np.float32))
+    logits = reader.forward("fc8").astype(np.float64)
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchvision", "caffe"])
+def test_from_the_server_and_jpegs_to_the_five_likeliest_of_its_own_framework(tmp_path, monkeypatch, name):
+    photographs = [content for _, content in test_preprocessing.photographs()]
+    files = [tmp_path / f"{number:02}.jpg" for number in range(len(photographs))]
+    for file, content in zip(files, photographs, strict=True):
+        file.write_bytes(content)
+    if name == "torchvision":
+        expected = answers_of_pytorch(photographs, monkeypatch)
+    else:
+        expected = answers_of_opencv(photographs, tmp_path)
+    likeliest = np.argsort(-expected, axis=1)[:, :5]
+    assert len({*map(tuple, likeliest)}) > 30  # the photographs are told apart
+    network = alexnet_jax.pretrained(name)
+    found = [*predict.predictions(network, [*map(str, files)])]
+    classes = imagenet.class_names()
+    for of, row, numbers in zip(found, expected, likeliest, strict=True):
+        assert [word for word, _ in of.top] == [classes[number] for number in numbers], of.file
+        np.testing.assert_allclose([probability for _, probability in of.top], row[numbers], rtol=1e-3)
 
 
 def test_without_the_network_one_line_says_what_to_put_where(tmp_path, monkeypatch):

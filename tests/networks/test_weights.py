@@ -27,7 +27,7 @@ from alexnet_jax.networks.loading import load
 from alexnet_jax.networks.network import Trained
 from alexnet_jax.paper.architectures import CAFFE, PAPER, TORCHVISION
 from alexnet_jax.paper.model import AlexNet
-from alexnet_jax.paper.table import with_column
+from alexnet_jax.paper.table import Conv, Dense, Local, with_column
 from alexnet_jax.paper.train_state import init_params, shapes_of_params
 from alexnet_jax.train import fit
 
@@ -303,6 +303,14 @@ def test_what_goes_to_pytorch_has_equal_outputs_in_the_module_of_the_docs(tmp_pa
     found = logits(network, IMAGES[:2])
     assert expected.std() > 0.1
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_locally_connected_layer_does_not_go_to_pytorch():
+    layers = (Conv(4, 3, padding=1), Local(4, 3), Dense(3))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes_of_params(AlexNet(layers), 9))
+    network = Trained(Path("run"), 0, Config(crop_size=9), "", ("a",) * 3, np.zeros((9, 9, 3)), AlexNet(layers), params)
+    with pytest.raises(InputError, match=r"^run: local2: PyTorch has no module for a locally connected layer$"):
+        interchange.to_pytorch(network)
 
 
 class Malicious:
