@@ -2,11 +2,8 @@
 
 import contextlib
 import fcntl
-import hashlib
 import http.client
 import os
-import ssl
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -14,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from tqdm import tqdm
-
 from alexnet_jax import __version__
 from alexnet_jax.config import InputError
-from alexnet_jax.shown import say
+from alexnet_jax.files import digest
+from alexnet_jax.shown import progress, reason, say
 
 TRIES, PAUSE, TIMEOUT = 5, 1.0, 30.0  # in a row without a byte; seconds between two; seconds without a byte
 LARGEST = 2**30  # bytes
@@ -49,17 +45,24 @@ def fetched(file: Published) -> Path:
     and the next one goes on from there. Of several processes one fetches, and the others wait.
 
     A proxy is taken from the environment, as urllib does. Raises InputError where the file cannot be fetched, with all
-    that it takes to put it there by hand; and where what is there is another one.
+    that it takes to put it there by hand; where the cache takes no file; and where what is there is another one.
     """
     folder = cache_folder()
     place = folder / file.name
-    if not place.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f"{file.name}.lock"):
-            if not place.exists():
-                _fetch(file, place)
-                return place
-    if (found := _digest(place, file.algorithm)) != file.digest:
+    try:
+        if not place.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder / f"{file.name}.lock"):
+                if not place.exists():
+                    _fetch(file, place)
+                    return place
+        found = digest(place, file.algorithm)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: {file.name} cannot be fetched into it ({error.strerror or error}); "
+            "ALEXNET_JAX_CACHE=DIR names another folder"
+        ) from error
+    if found != file.digest:
         raise InputError(
             f"{place}: is not what {file.address} is, by its {file.algorithm.upper()} ({found}, not {file.digest}); "
             "without it, it is fetched again"
@@ -85,7 +88,7 @@ def _fetch(file: Published, place: Path) -> None:
         while True:
             resumed = partial.exists() and partial.stat().st_size > 0
             _receive(file, partial)
-            if (found := _digest(partial, file.algorithm)) == file.digest:
+            if (found := digest(partial, file.algorithm)) == file.digest:
                 partial.replace(place)
                 return
             partial.unlink()
@@ -96,9 +99,15 @@ def _fetch(file: Published, place: Path) -> None:
 
 
 def _receive(file: Published, partial: Path) -> None:
-    """Appends what is missing to what is there. Raises _Refused."""
+    """Appends what is missing to what is there. Raises _Refused; OSError where it cannot be written."""
     failed = 0
-    with partial.open("ab") as written, _progress(file, partial) as advance:
+    say(f"{file.address}: fetched into {partial.parent}", error=True)
+    with partial.open("ab") as written, progress(0, desc=file.name, unit="B", unit_scale=True) as bar:
+
+        def advance(there: int, end: int | None) -> None:
+            bar.total = end
+            bar.update(there - bar.n)
+
         while True:
             before = written.tell()
             try:
@@ -106,17 +115,17 @@ def _receive(file: Published, partial: Path) -> None:
                     written.flush()
                     os.fsync(written.fileno())
                     return
-                reason = "it broke off"
+                problem = "it broke off"
             except urllib.error.HTTPError as error:
+                error.close()
                 if error.code < 500 and error.code not in (408, 429):
                     raise _Refused(f"HTTP {error.code} {error.reason}") from error
-                reason = f"HTTP {error.code} {error.reason}"
-            except (http.client.HTTPException, urllib.error.URLError, ssl.SSLError, ConnectionError, TimeoutError,
-                    ValueError) as error:  # fmt: skip
-                reason = str(getattr(error, "reason", "") or error or type(error).__name__)
+                problem = f"HTTP {error.code} {error.reason}"
+            except (http.client.HTTPException, ConnectionError, ValueError) as error:
+                problem = reason(error)
             failed = 0 if written.tell() > before else failed + 1
             if failed == TRIES:
-                raise _Refused(reason)
+                raise _Refused(problem)
             time.sleep(PAUSE)
 
 
@@ -128,10 +137,12 @@ def _ask(address: str, written: BinaryIO, advance: Any) -> bool:
         headers["Range"] = f"bytes={start}-"
     try:
         opener = urllib.request.build_opener()  # by the proxies of now
-        answer = opener.open(urllib.request.Request(address, headers=headers), timeout=TIMEOUT)
+        with _connection():
+            answer = opener.open(urllib.request.Request(address, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
             raise
+        error.close()
         if error.headers.get("Content-Range") != f"bytes */{start}":  # else all of it is here
             _empty(written, advance)
             return False
@@ -146,44 +157,34 @@ def _ask(address: str, written: BinaryIO, advance: Any) -> bool:
         length = answer.headers.get("Content-Length")
         end = None if length is None else start + int(length)
         advance(start, end)
-        while block := answer.read1(BLOCK):  # what has come, so that none of it is lost
+        while block := _received(answer):
             written.write(block)
             if written.tell() > LARGEST:
+                _empty(written, advance)
                 raise _Refused(f"it is larger than {LARGEST:,} bytes")
             advance(written.tell(), end)
     return end is None or written.tell() >= end
+
+
+def _received(answer: Any) -> bytes:
+    with _connection():
+        return answer.read1(BLOCK)  # what has come, so that none of it is lost
+
+
+@contextlib.contextmanager
+def _connection() -> Iterator[None]:
+    """Within it whatever fails is a ConnectionError: others, such as no route or a timeout, are OSErrors as those of
+    a disk are.
+    """
+    try:
+        yield
+    except urllib.error.HTTPError:
+        raise
+    except OSError as error:
+        raise ConnectionError(str(getattr(error, "reason", "") or error)) from error
 
 
 def _empty(written: BinaryIO, advance: Any) -> None:
     written.truncate(0)
     written.seek(0)
     advance(0, None)
-
-
-@contextlib.contextmanager
-def _progress(file: Published, partial: Path) -> Iterator[Any]:
-    """A function of how many bytes are there and how many there will be: a bar on a terminal, else a line a tenth."""
-    say(f"{file.address}: fetched into {partial.parent}", error=True)
-    if sys.stderr.isatty():
-        with tqdm(desc=file.name, unit="B", unit_scale=True, unit_divisor=1024) as bar:
-
-            def advance(there: int, end: int | None) -> None:
-                bar.total = end
-                bar.update(there - bar.n)
-
-            yield advance
-        return
-    told = 0
-
-    def tell(there: int, end: int | None) -> None:
-        nonlocal told
-        if end and 10 * there // end > told:
-            told = 10 * there // end
-            say(f"{file.name}: {there / 2**20:.0f} of {end / 2**20:.0f} MB", error=True)
-
-    yield tell
-
-
-def _digest(file: Path, algorithm: str) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, algorithm).hexdigest()

@@ -133,22 +133,24 @@ def write(rows: Iterable[Some], names: Sequence[str], kind: str, total: int, out
         parts = {names[0]: output}
     of_rows: list[str] = []
     failed = 0
-    with contextlib.ExitStack() as files, progress(total, unit=" pictures", delay=1) as bar:
-        written = {name: files.enter_context(Rows(part)) for name, part in parts.items()}
-        for some in rows:
-            for error in some.errors:
-                say(f"error: {error}", error=True)
-            for name, file in written.items():
-                file.append(some.features[name])
-            of_rows += some.of
-            failed += len(some.errors)
-            bar.update(len(some.of) + len(some.errors))
-    if not of_rows:
-        return failed
-    if is_archive:
-        write_archive(parts, output)
-        for part in parts.values():
-            part.unlink()
+    try:
+        with contextlib.ExitStack() as files, progress(total, unit=" pictures", delay=1) as bar:
+            written = {name: files.enter_context(Rows(part)) for name, part in parts.items()}
+            for some in rows:
+                for error in some.errors:
+                    say(f"error: {error}", error=True)
+                for name, file in written.items():
+                    file.append(some.features[name])
+                of_rows += some.of
+                failed += len(some.errors)
+                bar.update(len(some.of) + len(some.errors))
+        if not of_rows:
+            return failed
+        if is_archive:
+            write_archive(parts, output)
+    finally:
+        for part in parts.values() if is_archive else ():
+            part.unlink(missing_ok=True)
     write_names(kind, of_rows, output.with_suffix(".csv"))
     for name, file in written.items():
         count = f"{len(of_rows):,} picture{'s' * (len(of_rows) != 1)}"

@@ -66,10 +66,15 @@ def check_length(length: int) -> None:
         raise OSError(f"holds {length:,} bytes, more than {MAX_BYTES:,}")
 
 
+def digest(file: Path, algorithm: str) -> str:
+    """Of what a file holds, in hexadecimal, by an algorithm of hashlib."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, algorithm).hexdigest()
+
+
 def sha256(file: Path) -> str:
     """Of what a file holds, in hexadecimal."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return digest(file, "sha256")
 
 
 @contextlib.contextmanager

@@ -9,14 +9,16 @@ import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-_DATA = (  # what builds data, of Python's own
+from alexnet_jax.shown import reason
+
+_DATA = [getattr(pickle, name)[0] for name in (  # what builds data, of Python's own
     "PROTO", "FRAME", "STOP", "MARK", "POP", "DUP", "NONE", "NEWTRUE", "NEWFALSE",
     "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT",
     "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
     "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
     "TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "EMPTY_DICT",
     "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "BINPERSID",
-)  # fmt: skip
+)]  # fmt: skip
 _KEYS = (str, bytes, int, float, bool, type(None))  # not tuples, which take Python years to compare if they are nested
 
 
@@ -39,6 +41,13 @@ def mapping(*pairs: Any) -> dict[Any, Any]:
     for key, value in pairs[0] if pairs else ():
         _put(found, key, value)
     return found
+
+
+def encoded(text: Any, encoding: Any) -> bytes:
+    """What `_codecs.encode` is asked for: so the second protocol, which Python 2 reads, has bytes."""
+    if type(text) is not str or encoding != "latin1":
+        raise ValueError("text in another encoding than latin1")
+    return text.encode("latin1")
 
 
 # The one in Python: that in C gives out memory by the file's numbers, and its instructions cannot be chosen.
@@ -105,8 +114,11 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
         elif type(of) is not dict:  # whose state is what a class of dicts has beside it
             raise pickle.UnpicklingError(f"a {type(of).__name__} with a state")
 
-    _codes = (getattr(pickle, name)[0] for name in _DATA)
-    dispatch: ClassVar[Any] = {code: pickle._Unpickler.dispatch[code] for code in _codes} | {  # type: ignore[attr-defined]
+    def _refuse(self) -> None:
+        raise pickle.UnpicklingError("a damaged pickle: an instruction that builds no data")
+
+    dispatch: ClassVar[Any] = dict.fromkeys(range(256), _refuse) | {
+        **{code: pickle._Unpickler.dispatch[code] for code in _DATA},  # type: ignore[attr-defined]
         pickle.APPEND[0]: _append,
         pickle.APPENDS[0]: _extend,
         pickle.SETITEM[0]: _set,
@@ -137,5 +149,4 @@ def unpickled(
     except MemoryError:
         raise
     except Exception as error:  # damaged pickles raise any type
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise pickle.UnpicklingError(f"a damaged pickle: {reason}") from error
+        raise pickle.UnpicklingError(f"a damaged pickle: {reason(error)}") from error

@@ -241,11 +241,14 @@ def _draw_explanations(network: "Trained", seen: Sequence[Prediction], options: 
     images = np.stack([of.pixels for of in seen])
     maps: list[np.ndarray] = []
     titles: list[str] = []
-    for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
+    size = min(BATCH, len(images))
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        batch = np.resize(batch, (size, *batch.shape[1:]))  # the last one is filled up: one size, compiled once
         answers = np.asarray(network.probabilities(batch))
         maps += [*explain.METHODS[options.explain](network, batch, answers.argmax(1))]
         titles += [f"{network.class_names[row.argmax()]} {row.max():.0%}" for row in answers]
+    maps, titles = maps[: len(images)], titles[: len(images)]
     figures.save_explanations([*explain.seen(network, images)], maps, titles, Path(options.figure).expanduser())
 
 

@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from alexnet_jax.config import InputError
+from alexnet_jax.shown import reason
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -201,8 +202,7 @@ def read_arrays(file: Path, forms: Mapping[str, ArrayForm]) -> dict[str, np.ndar
     except FileNotFoundError:
         raise
     except Exception as error:  # of many types, from zipfile and NumPy
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{file}: cannot be read ({f'{name}: ' if name else ''}{reason})") from error
+        raise InputError(f"{file}: cannot be read ({f'{name}: ' if name else ''}{reason(error)})") from error
 
 
 def _array(members: zipfile.ZipFile, name: str, form: ArrayForm, lengths: dict[str, tuple[int, str]]) -> np.ndarray:

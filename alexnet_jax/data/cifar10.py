@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ class _Bytes(Stub):
 
     def __init__(self, name: str | bytes, *others: int):
         if name not in ("u1", b"u1"):
-            raise ValueError(f"an array of type {name!r}")
+            raise ValueError("an array of another type than bytes")
 
     def __setstate__(self, state: tuple) -> None:
         """Its layout in memory: for bytes there is only one."""
@@ -114,16 +115,10 @@ class _Array(Stub):
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, by_columns, content = state
         right = isinstance(kind, _Bytes) and not by_columns and isinstance(content, bytes)
-        if not right or len(shape) != 2 or shape[0] * shape[1] != len(content) or min(shape) < 0:
+        numbers = type(shape) is tuple and all(type(of) is int and 0 <= of < 2**31 for of in shape)
+        if not right or not numbers or len(shape) != 2 or math.prod(shape) != len(content):
             raise ValueError("an array that is not as it is written")
-        self.shape, self.content = tuple(shape), content
-
-
-def _encoded(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes for Python 2."""
-    if encoding != "latin1":
-        raise ValueError(f"text in {encoding!r}")
-    return text.encode("latin1")
+        self.shape, self.content = shape, content
 
 
 _KNOWN = {
@@ -131,7 +126,7 @@ _KNOWN = {
     ("numpy._core.multiarray", "_reconstruct"): Maker(_Array),
     ("numpy", "ndarray"): Maker(_Array),
     ("numpy", "dtype"): Maker(_Bytes),
-    ("_codecs", "encode"): Maker(_encoded),
+    ("_codecs", "encode"): Maker(pickles.encoded),
 }
 
 

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from alexnet_jax.data import bmp
 from alexnet_jax.data.side_data import Bare, bare, orientation_of
-from alexnet_jax.shown import one_speaks
+from alexnet_jax.shown import one_speaks, reason
 
 # As Pillow names them. TGA has no signature, and so is tried last.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "AVIF", "ICO", "PPM", "TGA")
@@ -82,18 +82,19 @@ def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS, *, upr
     except _OtherUnitsError as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # each of Pillow's formats raises its own types for damaged data
-        raise ValueError(f"is damaged ({' '.join(str(error).split()) or type(error).__name__})") from error
+        raise ValueError(f"is damaged ({reason(error)})") from error
     return image.transpose(UPRIGHT[orientation]) if upright and orientation in UPRIGHT else image
 
 
 def usual_side(reads: Sequence[Callable[[], Any]], count: int = 15) -> int:
-    """The median of the shorter sides of pictures, by the heads of a few of their files; 0 where none can be read."""
+    """The median of the shorter sides of pictures, by a few of their files; 0 where none of these can be read."""
     sides = []
     for number in range(min(count, len(reads))):
         with contextlib.suppress(Exception), _settings.of(MAX_PIXELS):
             content = reads[number * len(reads) // min(count, len(reads))]()
-            with Image.open(io.BytesIO(content), formats=FORMATS) as file:
-                sides.append(min(file.size))
+            if isinstance(content, bytes):  # not an array of pixels
+                with Image.open(io.BytesIO(bare(content).image), formats=FORMATS) as file:
+                    sides.append(min(file.size))
     return sorted(sides)[len(sides) // 2] if sides else 0
 
 
@@ -186,8 +187,11 @@ def _libtiff() -> Iterator[None]:
             finally:
                 os.dup2(stderr, 2)
                 os.close(stderr)
-            if bad := re.search(rb"^\w*Decode\w*: (?!Warning)(.*)", os.pread(told, 2**20, 0), re.MULTILINE):
-                raise ValueError(bad[1].decode(errors="replace"))
+            with open(told, "rb", closefd=False) as lines:
+                lines.seek(0)
+                for line in lines:
+                    if bad := re.match(rb"\w*Decode\w*: (?!Warning)(.*)", line):
+                        raise ValueError(bad[1].decode(errors="replace"))
         finally:
             os.close(told)
 

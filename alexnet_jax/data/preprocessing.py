@@ -42,7 +42,8 @@ class Preprocessing:
         picture: of pixels, uint8, RGB (height, width, 3) or grey (height, width). crop_size: of the network's views.
         The image lies so that the central one is where the framework has it, to the pixel.
 
-        Raises ValueError as `pictures.open_picture`, and for an array that is no picture.
+        Raises ValueError as `pictures.open_picture`, for an array that is no picture, and by "shorter_side" for a
+        picture that is too long for its width.
         """
         if isinstance(picture, np.ndarray):
             if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,)):
@@ -64,6 +65,8 @@ class Preprocessing:
             return self._scaled(image, (size, size), (0, 0, width, height))
         # As torchvision rounds: down, and the place of the central view half to even.
         wide, high = (size * side // min(width, height) for side in (width, height))
+        if wide * high > MAX_PIXELS:  # all of it is scaled, also what is then cut off
+            raise ValueError(f"is too long for its width: scaled it would have {wide:,} × {high:,} pixels")
         left, top = (round((side - crop_size) / 2) - (size - crop_size) // 2 for side in (wide, high))
         left, top = (min(max(at, 0), side - size) for at, side in ((left, wide), (top, high)))
         return self._scaled(image, (wide, high), (0, 0, width, height))[top : top + size, left : left + size]
@@ -118,9 +121,9 @@ def opencv_linear(
     columns, column_weights = _neighbors(pixels.shape[1], width, clear_weights=True)
     total = np.zeros((height, width, 3), np.int64)
     for row, weight in zip(rows, weights, strict=True):
-        of_row = pixels[row]
         across = sum(
-            of_row[:, column] * of_column[:, None] for column, of_column in zip(columns, column_weights, strict=True)
+            pixels[row[:, None], column] * of_column[:, None]
+            for column, of_column in zip(columns, column_weights, strict=True)
         )
         total += (weight[:, None, None] * (across >> 4)) >> 16
     return ((total + 2) >> 2).astype(np.uint8)

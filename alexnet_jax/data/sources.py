@@ -18,7 +18,7 @@ from alexnet_jax.config import InputError
 from alexnet_jax.data import folders, tars
 from alexnet_jax.data.folders import File
 from alexnet_jax.data.shards import Item
-from alexnet_jax.shown import say
+from alexnet_jax.shown import reason, say
 
 SPLITS = {"train": "train|training", "validation": "val|valid|validation|dev", "test": "test|testing"}
 
@@ -58,11 +58,6 @@ def list_files(source: str, scratch: Path) -> list[File]:
     if not any(file.read for file in files):
         raise InputError(f"--source={source}: is empty")
     return _unwrapped(files)
-
-
-def reason(error: Exception) -> str:
-    """The first line of an error."""
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
 
 
 def _in_tar(path: Path, scratch: Path, left_out: list[str]) -> Iterator[File]:

@@ -36,8 +36,7 @@ def saliency(network: Trained, images: Images, classes: Classes = None) -> Float
     Simonyan, Vedaldi, Zisserman 2013, "Deep inside convolutional networks", §3.1.
     """
     views, chosen = _views(network, images), _chosen(network, images, classes)
-    gradient = jax.jit(jax.grad(_score, argnums=2), static_argnums=0)(network.net, network.params, views, chosen)
-    return np.asarray(jnp.abs(gradient).max(-1))
+    return np.asarray(jnp.abs(_gradient_of_views(network.net, network.params, views, chosen)).max(-1))
 
 
 def occlusion(
@@ -59,19 +58,8 @@ def occlusion(
     firsts = jnp.arange(0, crop - window + 1, stride or max(window // 2, 1))
     if not len(firsts):
         raise InputError(f"a square of {window} pixels is larger than the view of {crop}")
-
-    square = jnp.zeros((len(views), window, window, 3), views.dtype)
-
-    @jax.jit
-    def remaining(params: PyTree, views: Array, chosen: Array) -> Array:
-        def of_place(corner: Array) -> Array:
-            covered = jax.lax.dynamic_update_slice(views, square, (0, *corner, 0))
-            return _probability(network.net, params, covered, chosen)
-
-        return jax.lax.map(of_place, jnp.stack(jnp.meshgrid(firsts, firsts, indexing="ij"), -1).reshape(-1, 2))
-
     whole = _probability(network.net, network.params, views, chosen)
-    lost = whole[None] - remaining(network.params, views, chosen)
+    lost = whole[None] - _covered_probability(network.net, window, network.params, views, chosen, firsts)
     return np.asarray(lost).T.reshape(len(views), len(firsts), len(firsts))
 
 
@@ -91,12 +79,8 @@ def gradcam(
     maps = network.make_outputs([output])(network.params, jnp.asarray(images))[output]
     if maps.ndim != 4:
         raise InputError(f"{output}: is of a dense layer, which has no maps")
-
-    @jax.jit
-    def gradient(params: PyTree, added: Array, views: Array, chosen: Array) -> Array:
-        return jax.grad(lambda of: _score(_adding(network.net, output, of), params, views, chosen))(added)
-
-    weights = gradient(network.params, jnp.zeros_like(maps), views, chosen).mean((1, 2), keepdims=True)
+    gradient = _gradient_of_maps(network.net, output, network.params, jnp.zeros_like(maps), views, chosen)
+    weights = gradient.mean((1, 2), keepdims=True)
     return np.asarray(jax.nn.relu((weights * maps).sum(-1)))
 
 
@@ -179,6 +163,31 @@ def _score(net: AlexNet, params: PyTree, views: Array, chosen: Array) -> Float[A
 def _probability(net: AlexNet, params: PyTree, views: Array, chosen: Array) -> Float[Array, "n"]:
     probabilities = jax.nn.softmax(jnp.asarray(net.apply({"params": params}, views, train=False)))
     return jnp.take_along_axis(probabilities, chosen[:, None], 1)[:, 0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _covered_probability(
+    net: AlexNet, window: int, params: PyTree, views: Array, chosen: Array, firsts: Array
+) -> Float[Array, "places n"]:
+    """With a square over each place, row by row. firsts: the first pixels of the places of a row, and of a column."""
+    square = jnp.zeros((len(views), window, window, 3), views.dtype)
+
+    def of_place(corner: Array) -> Array:
+        return _probability(net, params, jax.lax.dynamic_update_slice(views, square, (0, *corner, 0)), chosen)
+
+    return jax.lax.map(of_place, jnp.stack(jnp.meshgrid(firsts, firsts, indexing="ij"), -1).reshape(-1, 2))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient_of_views(net: AlexNet, params: PyTree, views: Array, chosen: Array) -> Float[Array, "n crop crop 3"]:
+    return jax.grad(_score, argnums=2)(net, params, views, chosen)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _gradient_of_maps(
+    net: AlexNet, output: str, params: PyTree, added: Array, views: Array, chosen: Array
+) -> Float[Array, "n height width channels"]:
+    return jax.grad(lambda of: _score(_adding(net, output, of), params, views, chosen))(added)
 
 
 def _last_maps(network: Trained) -> str:

@@ -143,12 +143,12 @@ def _imported(
 
 def _without_wrapping(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """By the names that they had before the network was wrapped (DataParallel, torch.compile)."""
-    for prefix in _WRAPPINGS:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            return _without_wrapping({name.removeprefix(prefix): of for name, of in tensors.items()})
+    for _ in range(8):  # nobody wraps more often, and a file may say anything
+        prefix = next((of for of in _WRAPPINGS if all(name.startswith(of) for name in tensors)), "")
+        tensors = {name.removeprefix(prefix): of for name, of in tensors.items()}
     return tensors
 
 
 def _differing(found: set[str], expected: set[str]) -> str:
     kinds = {"is missing": expected - found, "is one too many": found - expected}
-    return "; ".join(f"{', '.join(sorted(names)[:3])} {what}" for what, names in kinds.items() if names)
+    return "; ".join(f"{', '.join(sorted(names)[:3]):.200} {what}" for what, names in kinds.items() if names)

@@ -99,19 +99,23 @@ class Rows:
         np.lib.format.write_array_header_1_0(self._opened, head)
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        if self.count:
-            self._write_head()
-        self._opened.close()
-        if kind is None and self.count:
-            self._partial.replace(self.file)
-        else:
-            self._partial.unlink()
+        try:
+            with self._opened:
+                if self.count:
+                    self._write_head()
+            if kind is None and self.count:
+                self._partial.replace(self.file)
+        finally:
+            self._partial.unlink(missing_ok=True)
 
 
 def write_archive(parts: Mapping[str, Path], file: Path) -> None:
     """An .npz of .npy files, by the names of its arrays."""
     partial = file.with_name(f"{file.name}.partial")
-    with zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
-        for name, part in parts.items():
-            archive.write(part, f"{name}.npy")
-    partial.replace(file)
+    try:
+        with zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
+            for name, part in parts.items():
+                archive.write(part, f"{name}.npy")
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)

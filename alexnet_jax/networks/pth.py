@@ -21,6 +21,7 @@ from jaxtyping import Shaped
 from alexnet_jax import pickles
 from alexnet_jax.config import InputError
 from alexnet_jax.pickles import Maker, Stub
+from alexnet_jax.shown import reason
 
 LARGEST = 2**24  # bytes of the pickles: those of a network have a few thousand
 _ZIP = b"PK\x03\x04"
@@ -80,20 +81,13 @@ def _of_dtype(*arguments: Any) -> _Tensor:
     return _Tensor(*before, *arguments[7:], dtype=dtype)
 
 
-def _encoded(text: str, encoding: str) -> bytes:
-    """How the second protocol of pickles writes bytes."""
-    if encoding != "latin1":
-        raise ValueError(f"text in {encoding!r}")
-    return text.encode("latin1")
-
-
 _FIRST = Maker(lambda first=(), *others: first)  # what wraps data, and says nothing that is needed
 _KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): Maker(pickles.mapping),
     ("collections", "Counter"): _FIRST,
     ("__builtin__", "set"): _FIRST,
     ("builtins", "set"): _FIRST,
-    ("_codecs", "encode"): Maker(_encoded),
+    ("_codecs", "encode"): Maker(pickles.encoded),
     ("torch", "Size"): _FIRST,
     ("torch", "device"): _FIRST,
     ("torch._utils", "_rebuild_tensor"): Maker(_Tensor),
@@ -130,7 +124,7 @@ def read(file: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     except MemoryError:
         raise
     except Exception as error:  # of many types, from zipfile and struct
-        raise InputError(f"{file}: is damaged, or holds other things than tensors ({_reason(error)})") from error
+        raise InputError(f"{file}: is damaged, or holds other things than tensors ({reason(error)})") from error
 
 
 def _arrays(state: Any) -> dict[str, np.ndarray]:
@@ -146,7 +140,7 @@ def _arrays(state: Any) -> dict[str, np.ndarray]:
         try:
             found[name] = tensor.array()
         except Exception as error:  # as above
-            raise InputError(f"is damaged ({name}: {_reason(error)})") from error
+            raise InputError(f"is damaged ({name}: {reason(error)})") from error
     return found
 
 
@@ -206,6 +200,8 @@ def _legacy(opened: BinaryIO, size: int) -> Any:
     pickles.unpickled(stream, _KNOWN)  # the sizes of C's types
     state = pickles.unpickled(stream, _KNOWN, persistent=persistent)
     keys, place = pickles.unpickled(stream, _KNOWN), stream.tell()
+    if type(keys) is not list or not all(type(key) is str for key in keys):
+        raise ValueError("its list of storages is none")
     for key in keys:
         opened.seek(place)
         starts[key], place = place + 8, place + 8 + storages[key].length * storages[key].dtype.itemsize
@@ -222,7 +218,3 @@ def _checked(identifier: Any, parts: int) -> tuple[np.dtype, str, int]:
     if not isinstance(dtype, np.dtype) or type(key) is not str or type(length) is not int or length < 0 or any(view):
         raise pickle.UnpicklingError("a storage that is none")
     return dtype, key, length
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
