@@ -207,9 +207,7 @@ def test_a_cache_that_takes_no_file_is_one_line(server, tmp_path, monkeypatch):
             patched.setenv("ALEXNET_JAX_CACHE", str(folder))
             if broken:
                 patched.setattr(broken, cannot(number))
-            message = (
-                rf"^{folder}: weights\.bin cannot be fetched into it \({os.strerror(number)}\); ALEXNET_JAX_CACHE="
-            )
+            message = rf"^{folder}: weights\.bin cannot be fetched into it \({os.strerror(number)}\); ALEXNET_JAX_"
             with pytest.raises(InputError, match=message):
                 downloads.fetched(published(server))
     (cache / "weights.bin.partial").symlink_to("/dev/full")

@@ -328,7 +328,7 @@ def test_damaged_pickles_are_one_line(content):
 
 @pytest.mark.parametrize("content", [b"\x80\x02)\x81.", b"(ios\nsystem\n.", b"I1\n.", b"\xff."])
 def test_an_instruction_that_builds_no_data_is_called_so(content):
-    with pytest.raises(pickle.UnpicklingError, match="^a damaged pickle: an instruction that builds no data$"):
+    with pytest.raises(pickle.UnpicklingError, match=r"^a damaged pickle: an instruction that builds no data$"):
         cifar10.unpickled(content)
 
 
