@@ -1,11 +1,15 @@
 """Fetching a published file: broken off, changed, refused; what is used is what its owner published."""
 
 import contextlib
+import errno
 import hashlib
+import http.client
 import http.server
 import io
+import os
 import threading
 import time
+import urllib.error
 
 import numpy as np
 import pytest
@@ -179,6 +183,61 @@ def test_more_than_any_network_has_is_not_kept(server, monkeypatch):
     monkeypatch.setattr(downloads, "LARGEST", 1_500_000)
     with pytest.raises(InputError, match=r"it is larger than 1,500,000 bytes"):
         downloads.fetched(published(server))
+    assert sum(file.stat().st_size for file in downloads.cache_folder().iterdir()) == 0
+
+
+def cannot(number):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_cache_that_takes_no_file_is_one_line(server, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    cache = tmp_path / "cache"
+    (cache / "a folder" / "weights.bin").mkdir(parents=True)
+    for folder, number, broken in (
+        (tmp_path / "file", errno.EEXIST, None),
+        (cache / "a folder", errno.EISDIR, None),
+        (cache / "no locks", errno.ENOLCK, "fcntl.flock"),  # as some NFS
+        (cache / "full", errno.ENOSPC, "os.fsync"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setenv("ALEXNET_JAX_CACHE", str(folder))
+            if broken:
+                patched.setattr(broken, cannot(number))
+            message = rf"^{folder}: weights\.bin cannot be fetched into it \({os.strerror(number)}\); ALEXNET_JAX_"
+            with pytest.raises(InputError, match=message):
+                downloads.fetched(published(server))
+    (cache / "weights.bin.partial").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=rf"^{cache}: weights\.bin cannot be fetched into it \(No space left"):
+        downloads.fetched(published(server))
+    assert len(server.asked) == 2  # not again and again
+
+
+def test_no_route_while_it_is_read_is_another_try(server, monkeypatch):
+    received, left = http.client.HTTPResponse.read1, [errno.EHOSTUNREACH, errno.ENETUNREACH]
+
+    def read1(self, *arguments):
+        return cannot(left.pop())() if left else received(self, *arguments)
+
+    monkeypatch.setattr("http.client.HTTPResponse.read1", read1)
+    assert downloads.fetched(published(server)).read_bytes() == CONTENT
+    assert len(server.asked) == 3
+
+
+def test_an_answer_that_refuses_is_closed(server, tmp_path, monkeypatch):
+    closed = []
+    close = urllib.error.HTTPError.close
+    monkeypatch.setattr("urllib.error.HTTPError.close", lambda self: (closed.append(self.code), close(self)))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "weights.bin.partial").write_bytes(CONTENT)
+    downloads.fetched(published(server)).unlink()
+    server.answers = [503, 404]
+    with pytest.raises(InputError, match="HTTP 404"):
+        downloads.fetched(published(server))
+    assert closed == [416, 503, 404]
 
 
 def test_of_two_at_once_one_fetches(server, capsys):
@@ -205,8 +264,8 @@ def test_progress_is_lines_or_on_a_terminal_a_bar(server, monkeypatch, capsys, t
     lines = output.err.splitlines()
     assert (output.out, "\r" in output.err) == ("", False)
     assert lines[0] == f"{server.address}: fetched into {tmp_path / 'cache'}"
-    assert lines[-1] == "weights.bin: 3 of 3 MB"
-    assert 3 <= len(lines) <= 11
+    assert lines[-1].startswith("3.00M/3.00MB [")
+    assert 2 <= len(lines) <= 4
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     downloads.fetched(published(server))
     assert "\r" in terminal.getvalue()

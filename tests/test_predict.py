@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from alexnet_jax import command as commands, predict, train
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.data import datasets, input_pipeline, shards
+from alexnet_jax.networks import explain
 from alexnet_jax.networks.loading import load
 from alexnet_jax.paper.architectures import DEMO
 from alexnet_jax.paper.table import with_classes
@@ -302,6 +304,28 @@ def test_what_speaks_for_an_answer_is_drawn_of_each_picture(tmp_path, workdir, d
     pixels = np.asarray(Image.open(figure).convert("RGB")).astype(int)
     assert pixels.shape[1] > 1000  # two pictures in a row
     assert 0.001 < np.mean(pixels[..., 0] - pixels[..., 2] > 60) < 0.9  # something is orange
+
+
+@pytest.mark.parametrize("count", [3, 16, 18])
+def test_what_is_explained_comes_in_batches_of_one_size(monkeypatch, count):
+    sizes, drawn = [], []
+
+    def explained(network, images, classes):
+        sizes.append(len(images))
+        return images[:, 0, 0, 0]
+
+    network = types.SimpleNamespace(
+        class_names=[str(number) for number in range(20)],
+        probabilities=lambda images: np.eye(20)[images[:, 0, 0, 0]],
+    )
+    seen = [predict.Prediction("", np.full((2, 2, 3), number, np.uint8), [], None) for number in range(count)]
+    monkeypatch.setitem(explain.METHODS, "gradcam", explained)
+    monkeypatch.setattr(explain, "seen", lambda network, images: images)
+    monkeypatch.setattr("alexnet_jax.figures.save_explanations", lambda *arguments: drawn.append(arguments))
+    predict._draw_explanations(network, seen, predict.Options(workdir="run", figure="m.png", explain="gradcam"))
+    ((images, maps, titles, _),) = drawn
+    assert set(sizes) == {min(count, 16)}
+    assert (len(images), maps, titles) == (count, [*range(count)], [f"{number} 100%" for number in range(count)])
 
 
 @pytest.mark.parametrize(

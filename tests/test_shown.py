@@ -17,7 +17,7 @@ from hypothesis import given, settings, strategies as st
 from alexnet_jax import figures, predict
 from alexnet_jax.networks import ensemble
 from alexnet_jax.runs.log import RunLog
-from alexnet_jax.shown import Stream, say, shown
+from alexnet_jax.shown import Stream, reason, say, shown
 
 NASTY = [chr(code) for code in range(0xA0) if not 32 <= code < 127] + [
     *"\u00ad\u061c\u200b\u200e\u200f\u2028\u2029\u202a\u202e\u2066\u2069\ufeff\ud800\udc80\udcff\U000e0041"
@@ -41,6 +41,13 @@ def test_shown_text_is_one_harmless_line_and_tells_what_it_was(text):
         short = {"\\n": "\n", "\\r": "\r", "\\t": "\t"}
         pattern = r"\\[nrt]|\\u[0-9a-f]{4}|\\U[0-9a-f]{8}"
         assert re.sub(pattern, lambda m: short.get(m[0]) or chr(int(m[0][2:], 16)), found) == text
+
+
+def test_a_reason_is_one_line_and_not_long():
+    assert reason(ValueError(" a\n\n  b ")) == "a b"
+    assert reason(ValueError()) == "ValueError"
+    assert reason(KeyError("a")) == "'a'"
+    assert reason(ValueError("a" * 10**6)) == "a" * 200 + "…"
 
 
 @pytest.mark.parametrize("text", ["", "café", "猫", "❤️", "می‌خواهم", "👩‍👧", "a b", "×"])

@@ -97,11 +97,11 @@ def _as_binary(pickled: bytes, file: Path) -> Place:
 class _Bytes(Stub):
     """Stands for NumPy's type of bytes, the only one that these files have."""
 
-    def __init__(self, name: str | bytes, *others: int):
+    def __init__(self, name: Any, *others: Any):
         if name not in ("u1", b"u1"):
             raise ValueError("an array of another type than bytes")
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: Any) -> None:
         """Its layout in memory: for bytes there is only one."""
 
 
@@ -112,7 +112,7 @@ class _Array(Stub):
         self.shape: tuple[int, ...] = ()
         self.content = b""
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: Any) -> None:
         _, shape, kind, by_columns, content = state
         right = isinstance(kind, _Bytes) and not by_columns and isinstance(content, bytes)
         numbers = type(shape) is tuple and all(type(of) is int and 0 <= of < 2**31 for of in shape)

@@ -1,9 +1,11 @@
 """ImageNet's tars, CIFAR-10's archives and TFDS data sets, as their owners publish them."""
 
+import functools
 import io
 import os
 import pickle
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +274,7 @@ def array(shape, kind, content, by_columns=False):
     return Made(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, shape, kind, by_columns, content))
 
 
+NESTED = functools.reduce(lambda inside, _: (inside, inside), range(20), ())  # a few bytes; its text has 4 MB
 HOSTILE = {
     "objects hidden in bytes": Made(np.ndarray, ((1,), void(OBJECT), b"\x41" * 8)),
     "objects": array((1,), OBJECT, [1]),
@@ -285,6 +288,10 @@ HOSTILE = {
     "a type in a type": Made(np.dtype, (Made(np.dtype, ("u1",)), False, True)),
     "a state that is none": Made(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1,)),
     "another codec": Made(__import__("codecs").encode, ("abcd", "zlib")),
+    "a codec that is a long text": Made(__import__("codecs").encode, ("abcd", NESTED)),
+    "a type that is a long text": Made(np.dtype, (NESTED, False, True)),
+    "a shape of a list": array(([0], 2**20), U1, b"\0"),
+    "a shape of long numbers": array((1 << 10**5, 1 << 10**5), U1, b"\0"),
     "code": Made(eval, ("open('ran', 'w')",)),
     "a class of ours": Path("."),
 }
@@ -296,8 +303,12 @@ def test_pickles_make_nothing_but_what_cifar10_has(tmp_path, monkeypatch, kind, 
     monkeypatch.chdir(tmp_path)
     for key in (b"data", b"label_names"):
         content = pickle.dumps({key: HOSTILE[kind], b"labels": [0]}, protocol)
-        with pytest.raises((pickle.UnpicklingError, ValueError)):
+        tracemalloc.start()
+        with pytest.raises((pickle.UnpicklingError, ValueError)) as caught:
             _ = cifar10._as_binary(content, tmp_path / "batch") if key == b"data" else names_in(content)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+        tracemalloc.stop()
+        assert len(str(caught.value)) < 250
     assert os.listdir(tmp_path) == []
 
 
@@ -313,6 +324,12 @@ def test_damaged_pickles_are_one_line(content):
     with pytest.raises(pickle.UnpicklingError) as caught:
         cifar10.unpickled(content)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02)\x81.", b"(ios\nsystem\n.", b"I1\n.", b"\xff."])
+def test_an_instruction_that_builds_no_data_is_called_so(content):
+    with pytest.raises(pickle.UnpicklingError, match=r"^a damaged pickle: an instruction that builds no data$"):
+        cifar10.unpickled(content)
 
 
 def test_a_number_in_a_pickle_gives_out_no_memory():

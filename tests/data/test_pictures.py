@@ -484,6 +484,20 @@ def test_a_tiff_whose_pixels_are_no_part_of_it_is_refused(content, problem, capf
     assert capfd.readouterr().err == ""
 
 
+def test_what_libtiff_says_counts_however_much_it_says(capfd):
+    with pytest.raises(ValueError, match=r"^Bad code word\.$"), pictures._libtiff():
+        os.write(2, b"Fax4Decode: Warning, Premature EOL.\n" * 60_000 + b"Fax4Decode: Bad code word.\n")
+    with pictures._libtiff():
+        os.write(2, b"Fax4Decode: Warning, Premature EOL.\n" * 60_000)
+    assert capfd.readouterr().err == ""
+
+
+def test_the_usual_side_is_that_of_files():
+    content = encoded(picture(), "PNG")
+    assert pictures.usual_side([lambda: content, lambda: b"", lambda: content[:9]]) == 32
+    assert pictures.usual_side([lambda: np.frombuffer(content, np.uint8)]) == 0
+
+
 # Threads
 
 

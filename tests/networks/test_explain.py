@@ -144,6 +144,23 @@ def test_gradcam_weighs_maps_by_the_means_of_their_gradients():
         explain.gradcam(network, IMAGES, output="conv3")
 
 
+def test_what_was_compiled_is_used_again():
+    layers = (Conv(4, 1, then=(relu,)), Dense(3))
+    network, compiled = trained(layers, drawn(layers)), []
+    for method in explain.METHODS.values():
+        method(network, IMAGES, [0, 1])
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    again = [method(network, IMAGES[::-1], [0, 1]) for method in explain.METHODS.values()]
+    count = len(compiled)
+    other = explain.saliency(network, IMAGES[:1], [0])  # of another shape: counted
+    jax.monitoring.clear_event_listeners()
+    assert (len(again), count) == (3, 0)
+    assert len(compiled) > 0
+    assert len(other) == 1
+
+
 def test_gradcam_takes_the_last_maps_that_are_not_pooled():
     for layers, name in ((PAPER, "conv5:relu"), (TORCHVISION, "conv5:relu"), (ORIGINAL, "conv5")):
         params = shapes_of_params(AlexNet(layers), 224)

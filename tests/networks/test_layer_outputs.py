@@ -191,6 +191,15 @@ def test_several_layers_in_one_pass_for_any_number_of_files(dataset, expected, t
     assert {file.name for file in tmp_path.iterdir()} == written  # nothing that is half done
 
 
+def test_a_full_disk_leaves_nothing_that_is_half_done(dataset, tmp_path, write):
+    some_files(dataset, tmp_path / "photos", 1)
+    for partial in ("f-conv1-pool.part.partial", "f.npz.partial"):
+        (tmp_path / partial).symlink_to("/dev/full")
+        with pytest.raises(OSError, match="No space left"):
+            write(str(tmp_path / "photos"), layers=NAMES, output=str(tmp_path / "f.npz"))
+        assert {file.name for file in tmp_path.iterdir()} == {"photos"}
+
+
 def spied(function, seen):
     def spy(self, picture, *arguments):
         seen.append(str(picture))

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -105,11 +106,38 @@ def test_every_pixel_is_that_of_caffes_convert_imageset(files):
 def test_opencvs_resize_of_any_size_in_whole_numbers():
     cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed; the extra [parity] brings it")
     rng = np.random.default_rng(0)
-    sizes = [(256, 256, 256, 256), (512, 512, 256, 256), (1, 1, 7, 5), (2, 900, 3, 40), *rng.integers(1, 200, (60, 4))]
+    sizes = [
+        (256, 256, 256, 256),
+        (512, 512, 256, 256),
+        (1, 1, 7, 5),
+        (2, 900, 3, 40),
+        (1, 65_000, 256, 256),
+        *rng.integers(1, 200, (60, 4)),
+    ]
     for height, width, new_height, new_width in sizes:
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         expected = cv2.resize(pixels, (int(new_width), int(new_height)))
         np.testing.assert_array_equal(opencv_linear(pixels, int(new_width), int(new_height)), expected)
+
+
+def test_a_picture_that_is_one_line_takes_no_memory():
+    """A file of 200 bytes; scaled as a whole, it would have 256 × 16,640,000 pixels."""
+    file = encoded(np.full((1, 65_000, 3), 77, np.uint8), "PNG")
+    tracemalloc.start()
+    for turn in (False, True):
+        pixels = np.arange(65_000 * 3, dtype=np.uint32).astype(np.uint8).reshape(1, 65_000, 3)
+        found = CAFFE(pixels.swapaxes(0, 1) if turn else pixels, 256)
+        found = found.swapaxes(0, 1) if turn else found
+        # Between 2 of them: (i + 1/2) * 65000 / 256 - 1/2 is 126.453125 for i = 0.
+        between = pixels[0, 126] * (1 - 0.453125) + pixels[0, 127] * 0.453125
+        np.testing.assert_allclose(found[:, 0], np.broadcast_to(between, (256, 3)), atol=1)
+    np.testing.assert_array_equal(CAFFE(file, 256), np.full((256, 256, 3), 77, np.uint8))
+    with pytest.raises(ValueError, match=r"is too long for its width: scaled it would have 16,640,000 × 256 pixels"):
+        TORCHVISION(file, 256, 224)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 15e6
+    assert TORCHVISION(np.full((2, 1500, 3), 77, np.uint8), 256, 224).shape == (256, 256, 3)
 
 
 @pytest.mark.parametrize("crop", [31, 32, 33])

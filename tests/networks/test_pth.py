@@ -1,6 +1,7 @@
 """PyTorch's files without PyTorch: what it wrote is what it reads; and nothing in a file runs, or takes memory."""
 
 import contextlib
+import functools
 import io
 import pickle
 import struct
@@ -148,6 +149,7 @@ def test_numbers_of_a_machine_with_another_order_are_turned_around(tmp_path):
         np.testing.assert_array_equal(found, NUMBERS.reshape(2, 3).astype(kind[-2:]), strict=True)
 
 
+NESTED = many() + b"2\x86" * 20  # 40 bytes; its text has 4 MB
 RAN = call(ask("builtins", "exec"), data("open('ran', 'w')"))
 HUGE = 2**40
 ATTACKS = {
@@ -157,8 +159,11 @@ ATTACKS = {
     "a state of a function": (V2 + b"}" + data("make") + V2 + b"sb", "a Maker with a state"),
     "a state of a tensor": (tensor() + b"}b", "Tensor with a state"),
     "a call of a text": (call(data("exec"), data("1")), "it calls what is no function"),
-    "an instruction that makes objects": (V2 + b")\x81", "damaged pickle"),
-    "an instruction that finds classes": (b"(ibuiltins\nexec\n", "damaged pickle"),
+    "an instruction that makes objects": (V2 + b")\x81", "damaged pickle: an instruction that builds no data"),
+    "an instruction that finds classes": (b"(ibuiltins\nexec\n", "damaged pickle: an instruction that builds no data"),
+    "an encoding that is a long text": (call(ask("_codecs", "encode"), data("x"), NESTED), "another encoding than"),
+    "a text that is none": (call(ask("_codecs", "encode"), NESTED, data("latin1")), "another encoding than"),
+    "a long name of a storage": (tensor(storage("k" * 10**5)), "no item named 'a/data/kkk"),
     "an item of a tensor": (tensor() + data("a") + data(1) + b"s", "puts a str into a _Tensor"),
     "a key that takes years": (b"}" + many() + b"2\x862\x86" * 60 + data(1) + b"s", "puts a tuple into a dict"),
     "a number that is too long": (b"\x8b\xff\xff\xff\x7f", "damaged pickle"),
@@ -200,6 +205,7 @@ def test_what_attacks_is_one_line_and_nothing_runs(tmp_path, monkeypatch, kind):
         assert tracemalloc.get_traced_memory()[1] < 2e6
         tracemalloc.stop()
         assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < len(str(tmp_path)) + 350
     assert not (tmp_path / "ran").exists()
 
 
@@ -229,6 +235,8 @@ def test_an_archive_that_is_none_is_one_line(tmp_path):
         (legacy(program(tensor()), bits=b"abc"), "its storage 0 is not whole"),
         (legacy(program(tensor()), keys=()), r"is damaged \(a: '0'\)"),
         (legacy(program(tensor()), keys=("0", "1")), "is damaged"),
+        (legacy(program(tensor()), keys=("0", functools.reduce(lambda of, _: (of, of), range(20), ()))), "its list of"),
+        (legacy(program(tensor()), keys=(0,)), "its list of storages is none"),
     ):
         with pytest.raises(InputError, match=rf"^\S*a\.pth: is .*{message}|^\S*a\.pth: {message}"):
             read(tmp_path, content)

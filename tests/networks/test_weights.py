@@ -615,3 +615,14 @@ write_whole(Path("ten.jax"), one_file.program(network, views=10))
         lines = [*example.splitlines(), f"np.save('found.npy', program.call(np.load('images.npy')[:{count}]))"]
         subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=tmp_path, check=True, capture_output=True)
         np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected[:count], rtol=1e-5, atol=1e-6)
+
+
+def test_names_wrapped_more_often_than_anybody_does_are_one_line(tmp_path):
+    file = tmp_path / "a.safetensors"
+    safetensors.numpy.save_file({"module." * 2000 + "features.0.weight": np.zeros(1, np.float32)}, file)
+    with pytest.raises(InputError, match=r"is missing; module\.module\..*is one too many") as caught:
+        interchange.from_torchvision(file)
+    assert len(str(caught.value)) < 500 + len(str(file))
+    wrapped = {f"{'_orig_mod.module.' * 4}{name}": of for name, of in torchvision_tensors().items()}
+    safetensors.numpy.save_file(wrapped, file)
+    assert interchange.from_torchvision(file).net.layers[-1].features == 7
