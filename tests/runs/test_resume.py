@@ -33,15 +33,13 @@ def test_a_read_that_hangs_for_ever_ends_the_run(tmp_path, prepared):
         "import threading\n"
         "from alexnet_jax import Config, Conv, Dense, command, fit, open_dataset, relu\n"
         "from alexnet_jax.data import input_pipeline\n"
-        "input_pipeline._load = lambda *_: threading.Event().wait(60)\n"
+        "input_pipeline._load = lambda *_: threading.Event().wait(600)\n"
         "layers = Conv(8, 5, then=(relu,)), Dense(3)\n"
         "config = Config(crop_size=32, batch_size=16, stall_timeout=1)\n"
         f"command.run(lambda: fit(layers, open_dataset({str(prepared)!r}), config, {str(tmp_path)!r}), '')"
     )
     command = [sys.executable, "-c", program]
-    began = time.monotonic()
-    process = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert time.monotonic() - began < 40
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert process.returncode == 2
     assert f"error: {prepared}: no batch was read in 1 s (--stall_timeout)" in process.stderr
 
