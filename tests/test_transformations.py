@@ -42,8 +42,18 @@ def compiled(function):
     """In less than half of the time; none of these programs runs long."""
     options = {"xla_backend_optimization_level": 0}
     if not jax.config.values["jax_enable_x64"]:  # there the older code's `exp` is 1e-9 off
-        options["xla_cpu_use_fusion_emitters"] = False
+        options |= without_fusion_emitters()
     return jax.jit(function, compiler_options=options)
+
+
+@functools.cache
+def without_fusion_emitters():
+    options = {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:  # jaxlib 0.12 has no other code
+        return {}
+    return options
 
 
 @dataclasses.dataclass(frozen=True)

@@ -177,7 +177,8 @@ def test_a_random_step_of_ones_own_gets_one_key_an_image_and_at_test_none():
     assert np.std(drawn) == pytest.approx(3**0.5, rel=0.1)  # of three that are independent of each other
     keys = jax.random.split(jax.random.key(1), 500)
     whole = net.apply(variables, x, train=True, key=keys)
-    np.testing.assert_array_equal(whole[200:300], net.apply(variables, x[:100], train=True, key=keys[200:300]))
+    part = net.apply(variables, x[:100], train=True, key=keys[200:300])
+    np.testing.assert_allclose(part, whole[200:300], atol=1e-6)  # a product of fewer rows may round otherwise
 
 
 @pytest.mark.parametrize(
