@@ -221,7 +221,18 @@ def test_remat(case):
     case.close(gradients, case.gradients)
 
 
-@pytest.mark.parametrize("kind", [None, AxisType.Auto], ids=["Explicit", "Auto"])
+EXPLICIT = pytest.param(
+    None,
+    id="Explicit",
+    marks=pytest.mark.xfail(
+        jax.__version_info__ >= (0, 12),
+        strict=True,
+        reason="jax 0.12 asks there for shardings of crops and of gradients of slices; docs/own_code.md says so",
+    ),
+)
+
+
+@pytest.mark.parametrize("kind", [EXPLICIT, pytest.param(AxisType.Auto, id="Auto")])
 def test_jit_over_a_mesh(case, kind):
     mesh = jax.make_mesh((2,), ("batch",), **({"axis_types": (kind,)} if kind else {}), devices=DEVICES)
     assert mesh.axis_types == (kind or AxisType.Explicit,)
@@ -357,7 +368,7 @@ def test_scan_over_training_steps(training):
     training.equals_one_device(jax.device_get(scanned(training.state, training.batches)))
 
 
-@pytest.mark.parametrize("kind", [None, pytest.param(AxisType.Auto, marks=pytest.mark.slow)], ids=["Explicit", "Auto"])
+@pytest.mark.parametrize("kind", [EXPLICIT, pytest.param(AxisType.Auto, id="Auto", marks=pytest.mark.slow)])
 def test_training_steps_under_jit_over_a_mesh(training, kind):
     mesh = jax.make_mesh((2,), ("batch",), **({"axis_types": (kind,)} if kind else {}), devices=DEVICES)
     put = functools.partial(jax.device_put, device=NamedSharding(mesh, P()))
