@@ -189,7 +189,7 @@ def wrong_with(case: Case, reader: Callable[[Path], str], folder: Path, expected
             return f"a message of {len(str(error))} characters"
         names = [str(of) for of in case.field if not isinstance(of, int)]
         if "layers" in names:  # which have names of their own
-            names += ["layer ", *named(SMALL)]
+            names += ["layer ", *named(SMALL), f"conv{len(SMALL) + 1}:"]
         if case.file.startswith("set/"):  # with a digest of the whole file
             names += ["is not as it was written"]
         # What config.json says of the data set can be said anew with a flag, which is named instead.

@@ -147,7 +147,8 @@ def differences(was: Written, now: Written) -> list[str]:
     """What differs between two written forms, by layer and field: "conv1:lrn alpha was 0.0001, is 0.001"."""
     names = [[f"{NAMES[KINDS[row['kind']]]}{number}" for number, row in enumerate(of, start=1)] for of in (was, now)]
     if names[0] != names[1]:
-        return [f"the layers were {', '.join(names[0])}, are {', '.join(names[1])}"]
+        were, are = (", ".join(of) if len(of) <= 20 else f"{len(of):,}, {', '.join(of[:3])}, …" for of in names)
+        return [f"the layers were {were}, are {are}"]
     found = []
     for name, before, after in zip(names[0], was, now, strict=True):
         found += _changed(name, {**before, "then": ""}, {**after, "then": ""})
