@@ -1,8 +1,8 @@
 """Which files the numbers of each experiment come from, and whether they are still what they were.
 
 A log keeps a digest of each of these files (`record.circumstances`). tables.py marks a table where one of them has
-changed since, or where the log was made from files that were not committed. Nothing of this asks git: a shallow clone
-is enough.
+changed since; a log without digests is of older code. Whether the rest of the checkout was committed, where the log
+says "-dirty", does not count. Nothing of this asks git: a shallow clone is enough.
 """
 
 import hashlib
@@ -99,10 +99,8 @@ def outdated(values: dict[str, Any]) -> str:
     """Why a log may be of other code than there is now, in a few words; "" where it is of this code."""
     changed: set[str] = set()
     for made in _circumstances(values):
-        if str(made["commit"]).endswith("-dirty"):
-            return "code that was not committed"
         if "measured" not in made:
-            return "older code"
+            return "code that was not committed" if str(made["commit"]).endswith("-dirty") else "older code"
         for file, digest in made["measured"].items():
             if _digest(file) != digest:
                 changed.add(file)

@@ -55,7 +55,8 @@ def test_a_log_is_marked_where_a_file_that_it_measured_has_changed(tmp_path, mon
     assert measured.outdated(values) == "code before a.py changed"
     made["measured"] = measured.digests("some")  # the trainings in it are of the code before
     assert measured.outdated({**made, "results": values["results"]}) == "code before a.py changed"
-    assert measured.outdated({**made, "commit": "c0ffee-dirty"}) == "code that was not committed"
+    assert measured.outdated({**made, "commit": "c0ffee-dirty"}) == ""  # it was another file
+    assert measured.outdated({"date": "D", "commit": "c0ffee-dirty"}) == "code that was not committed"
     assert measured.outdated({"date": "D", "commit": "c0ffee"}) == "older code"
 
     monkeypatch.setattr(record, "RESULTS", tmp_path)
