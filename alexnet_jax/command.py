@@ -18,10 +18,11 @@ from absl import app, flags, logging
 
 from alexnet_jax import __version__
 from alexnet_jax.config import InputError
-from alexnet_jax.shown import Stream, say, use_safe_streams
+from alexnet_jax.shown import Stream, say, short, use_safe_streams
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 PATIENCE = 5  # seconds
+LONGEST = 5000  # characters of an error: a path has 4,096 at most
 
 
 class _Floats(flags.ArgumentParser):
@@ -201,7 +202,7 @@ def _of_the_surroundings(error: Exception) -> str | None:
 def _fail(message: str) -> typing.NoReturn:
     if _is_own_process():
         _only_own_lines()
-    say(f"error: {message}", error=True)
+    say(f"error: {short(message, LONGEST)}", error=True)
     _end(BAD_INPUT)
 
 

@@ -28,6 +28,7 @@ from alexnet_jax.config import (
     one_of,
     option,
 )
+from alexnet_jax.files import whole_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _evaluate(options: Options, dataset: str, *, batch_size: int = 128, **others
 
     if others:
         raise InputError(f"--{next(iter(others))}: not with --mode=evaluate, which takes it from the run")
-    sources = [source for source in options.workdir.split(",") if source] or [options.workdir]
+    sources = [source for source in whole_paths(options.workdir.split(",")) if source] or [options.workdir]
     is_file = sources[0].endswith((".npz", ".safetensors")) or pretrained.is_name(sources[0])
     if not options.output and is_file:
         raise InputError("--output=DIR is needed where the first of --workdir is a file")

@@ -4,6 +4,7 @@ A form says types and ranges (of JSON: a type for msgspec) or types and shapes (
 InputError that names file and field. Nothing is run, nothing imported; memory is taken for what a file holds at most.
 """
 
+import collections
 import io
 import json
 import math
@@ -20,7 +21,7 @@ import msgspec
 import numpy as np
 
 from alexnet_jax.config import InputError
-from alexnet_jax.shown import reason
+from alexnet_jax.shown import reason, short
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -52,7 +53,8 @@ def from_json(text: bytes | str, form: Any, what: str, *, finite: bool = True) -
 def fitted(value: Any, form: Any, what: str, field: str = "", *, finite: bool = True) -> Any:
     """A part of what JSON says, as `form`; raises as `from_json` does. field: its name, in messages."""
     try:
-        _check(value, "", finite, DEEPEST)
+        if found := _unfit(value, finite, DEEPEST):
+            raise ValueError("{} - at `${}`".format(*found))
         return msgspec.convert(value, form)
     except (ValueError, msgspec.ValidationError) as error:  # older ones are no ValueError
         raise InputError(f"{what} cannot be read ({_said(error, field)})") from error
@@ -94,7 +96,7 @@ def _parsed(text: bytes | str) -> Any:
 def _cut(text: str) -> str:
     """Up to where it is nested too deeply; there all lists and objects end, so that the place can be told."""
     ends: list[str] = []
-    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[][{}]', text):
+    for token in re.finditer(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]', text):
         if token[0] in "[{":
             ends.append("]" if token[0] == "[" else "}")
             if len(ends) > DEEPEST:
@@ -107,8 +109,8 @@ def _cut(text: str) -> str:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice")
+        (name, _), *_ = collections.Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{short(name)} is there twice")
     return found
 
 
@@ -117,25 +119,20 @@ def _whole(digits: str) -> int | float:
     return int(digits) if len(digits) < 20 else math.inf
 
 
-def _check(value: Any, path: str, finite: bool, levels: int) -> None:
-    """Raises ValueError, in the words of msgspec, for what none of our files says."""
-    problem = None
+def _unfit(value: Any, finite: bool, levels: int) -> tuple[str, str] | None:
+    """What none of our files says, in the words of msgspec, and the path to it; None where all is well."""
     if isinstance(value, (dict, list)) and not levels:
-        problem = "It is nested too deeply"
-    elif isinstance(value, float) and finite and not math.isfinite(value):
-        problem = "Expected a finite number of 64 bits"
-    elif isinstance(value, str) and not _is_text(value):
-        problem = "Expected text"
-    if problem:
-        raise ValueError(f"{problem} - at `${path}`")
-    if isinstance(value, dict):
-        for name, of in value.items():
-            if not _is_text(name):
-                raise ValueError(f"A name in it is no text - at `${path}`")
-            _check(of, f"{path}.{name}", finite, levels - 1)
-    elif isinstance(value, list):
-        for number, of in enumerate(value):
-            _check(of, f"{path}[{number}]", finite, levels - 1)
+        return "It is nested too deeply", ""
+    if isinstance(value, float) and finite and not math.isfinite(value):
+        return "Expected a finite number of 64 bits", ""
+    if isinstance(value, str) and not _is_text(value):
+        return "Expected text", ""
+    if isinstance(value, dict) and not all(map(_is_text, value)):
+        return "A name in it is no text", ""
+    for name, of in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if found := _unfit(of, finite, levels - 1):
+            return found[0], (f".{name}" if isinstance(value, dict) else f"[{name}]") + found[1]
+    return None
 
 
 def _is_text(text: str) -> bool:
@@ -150,7 +147,7 @@ def _said(error: Exception, field: str = "") -> str:
     """What msgspec said, with the name of the field before it."""
     reason, _, path = str(error).partition(" - at `$")
     place = f"{field}{path}".removesuffix("`").removeprefix(".")
-    return f"{place}: {reason}" if place else reason
+    return f"{short(place)}: {short(reason)}" if place else short(reason)
 
 
 class ArrayForm(NamedTuple):

@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,32 @@ def test_what_can_be_no_name_of_a_file_is_one_line(tmp_path, name):
         read_json(tmp_path / name, Form)
     with pytest.raises(InputError, match=r"b: cannot be read \("):
         read_arrays(tmp_path / name, FORMS)
+
+
+ODD = {
+    "many names, and one of them twice": lambda: (
+        '{"more": {' + ", ".join(f'"{n}": 0' for n in [*range(200_000), 7]) + "}}"
+    ),
+    "a long name there twice": lambda: '{"more": {' + f'"{"x" * 10**6}": 0, "{"x" * 10**6}": 0' + "}}",
+    "a long name of a long list": lambda: '{"more": {"' + "x" * 10**6 + '": [' + "0, " * 10**5 + '"\\ud800"]}}',
+    "a long text before what is deep": lambda: (
+        '{"more": {"a": "' + "x\\n" * 10**6 + '", "b": ' + "[" * 10**5 + "]" * 10**5 + "}}"
+    ),
+    "lines in a name": lambda: '{"more": {"a\\nb\\u001b[31m": NaN}}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_odd_and_long_is_refused_soon_in_a_short_line(tmp_path, kind):
+    text, file = ODD[kind](), tmp_path / "a.json"
+    file.write_text(text)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(InputError) as error:
+        read_json(file, Form)
+    assert time.process_time() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+    assert len(str(error.value)) < 1000
+    assert str(error.value).isprintable()
 
 
 @given(strategies.binary(max_size=200) | strategies.recursive(

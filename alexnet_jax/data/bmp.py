@@ -1,6 +1,8 @@
 """The palettes of BMPs. Pillow takes one of greys for none, and then the numbers of colours for greys, or for bits."""
 
+import io
 import struct
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,6 +30,26 @@ def palette_of(content: bytes) -> tuple[bytes, Palette | None]:
         raise ValueError("it has no palette")
     colors = np.frombuffer(whole[: len(whole) // size * size], np.uint8).reshape(-1, size)[:, 2::-1]
     return content[:start] + b"\1\0\0" + content[start + 3 :], colors  # a first colour that is no grey
+
+
+def icon(file: Any, content: bytes) -> Image.Image:
+    """The picture of an ICO that Pillow has loaded, whose colours and transparency are those of its palette and its
+    mask, if it is a BMP with a palette. Raises as `palette_of` and `colored`.
+    """
+    start = file.ico.entry[0].offset  # Pillow takes the first one, too
+    header, width, height, _, bits = struct.unpack_from("<IiiHH", content, start)
+    if content[start : start + 4] == b"\x89PNG" or header < 40 or not 0 < bits <= 8:
+        return file
+    used = struct.unpack_from("<I", content, start + 32)[0]
+    pixels = 14 + header + 4 * (used or 2**bits)
+    # Of the two heights, one above the other, the second is that of the mask.
+    dib = struct.pack("<IiiHH", header, width, height // 2, 1, bits) + content[start + 16 :]
+    plain, palette = palette_of(struct.pack("<2sIII", b"BM", 14 + len(dib), 0, pixels) + dib)
+    with Image.open(io.BytesIO(plain), formats=("BMP",)) as numbers:
+        image = colored(numbers, palette) if palette is not None else file
+    if palette is not None and "A" in file.getbands():
+        image.putalpha(file.getchannel("A"))
+    return image
 
 
 def colored(image: Image.Image, palette: Palette) -> Image.Image:

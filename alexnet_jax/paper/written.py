@@ -93,7 +93,7 @@ def _layer(row: dict[str, Any], name: str, steps: Mapping[str, Callable]) -> Con
         if field in ("kind", "then"):
             continue
         if field not in types:
-            raise ValueError(f"{name}: a {row['kind']} layer has no {field}")
+            raise ValueError(f"{name}: a {row['kind']} layer has no {_text(field)}")
         values[field] = _number(value, types[field], f"{name} {field}")
     missing = [of.name for of in types.values() if of.default is dataclasses.MISSING and of.name not in values]
     if missing:
@@ -121,7 +121,9 @@ def _step(row: dict[str, Any], layer: str, steps: Mapping[str, Callable]) -> Ste
         given = f"load(…, steps={{'{_text(last)}': …}})"
         raise ValueError(f"{layer}: its step {_text(name)} is not known here; in code of one's own, give {given}")
     types = getattr(function, "__annotations__", {})
-    keywords = {key: _value(of, types.get(key), f"{layer}:{name} {key}") for key, of in row.items() if key != "step"}
+    keywords = {
+        key: _value(of, types.get(key), f"{layer}:{name} {_text(key)}") for key, of in row.items() if key != "step"
+    }
     try:
         return Step.of(functools.partial(function, **keywords))
     except ValueError as error:
@@ -152,9 +154,10 @@ def differences(was: Written, now: Written) -> list[str]:
     found = []
     for name, before, after in zip(names[0], was, now, strict=True):
         found += _changed(name, {**before, "then": ""}, {**after, "then": ""})
-        steps = [", ".join(step["step"] for step in row.get("then", [])) or "none" for row in (before, after)]
+        steps = [[step["step"] for step in row.get("then", [])] for row in (before, after)]
         if steps[0] != steps[1]:
-            found.append(f"{name} steps were {steps[0]}, are {steps[1]}")
+            were, are = (", ".join(map(_text, of[:20])) + ", …" * (len(of) > 20) or "none" for of in steps)
+            found.append(f"{name} steps were {were}, are {are}")
             continue
         for one, other in zip(before.get("then", []), after.get("then", []), strict=True):
             found += _changed(f"{name}:{one['step'].rpartition('.')[2]}", one, other)
@@ -173,7 +176,7 @@ def _text(value: Any) -> str:
 
 def _changed(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return [
-        f"{name} {field} was {_text(before.get(field, 'unset'))}, is {_text(after.get(field, 'unset'))}"
+        f"{name} {_text(field)} was {_text(before.get(field, 'unset'))}, is {_text(after.get(field, 'unset'))}"
         for field in {**before, **after}
         if before.get(field, "unset") != after.get(field, "unset")
     ]

@@ -10,6 +10,7 @@ import copy
 import functools
 import itertools
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,7 @@ from alexnet_jax.reading import Positive, read_json
 from alexnet_jax.runs import states
 from alexnet_jax.shown import say
 
+_STEP = re.compile("0|[1-9][0-9]{0,17}")  # the name of one's folder
 _REMOVED = ".removed"  # the folder, in that of the checkpoints, of those that are not kept
 
 
@@ -89,7 +91,7 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         """Of those on the disk, complete ones."""
         found = self._folder.iterdir() if self._folder.is_dir() else ()
-        return sorted(int(place.name) for place in found if place.name.isdecimal() and place.is_dir())
+        return sorted(int(place.name) for place in found if _STEP.fullmatch(place.name) and place.is_dir())
 
     def save(
         self, step: int, state: TrainState, layers: Written, log: Mapping[str, Any], top1_error: float = math.inf
@@ -202,6 +204,8 @@ class Checkpoints:
         """
         params = self.restore_params(step, like.params, layers)
         optimizer = self._item(step, "optimizer", {"step": like.step, "state": like.opt_state})
+        if (of := int(optimizer["step"])) != step:
+            raise Damaged(f"optimizer: is of step {of}")
         return TrainState(optimizer["step"], params, optimizer["state"]), self._log(step)
 
     def _log(self, step: int) -> dict[str, Any]:

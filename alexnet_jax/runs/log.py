@@ -18,6 +18,7 @@ from alexnet_jax.reading import Count, Fraction, Positive, read_lines
 from alexnet_jax.shown import progress, say, shown
 
 METRICS = "metrics.jsonl"
+NAMED = 20  # bad lines, one by one
 # What its lines have; other numbers need other names.
 FIELDS = (
     "step", "epoch", "split", "loss", "top1_error", "top5_error", "nll", "examples", "learning_rate", "rate_scale",
@@ -185,9 +186,11 @@ def _set_bad_lines_aside(file: Path, steps: int) -> None:
     for number, (line, said) in enumerate(read_lines(file, Line), start=1):
         if not isinstance(said, InputError) and said["step"] > steps:
             said = InputError(f"{file}: line {number} cannot be read (step: is {said['step']} of {steps})")
-        if isinstance(said, InputError):
+        if isinstance(said, InputError) and len(bad) < NAMED:
             say(f"warning: {said}; it is now in {file}.damaged", error=True)
         (bad if isinstance(said, InputError) else good).append(line + b"\n")
+    if len(bad) > NAMED:
+        say(f"warning: {file}: so are {len(bad) - NAMED:,} lines more", error=True)
     if bad:
         with file.with_name(f"{file.name}.damaged").open("ab") as aside:
             aside.write(b"".join(bad))

@@ -473,6 +473,54 @@ def test_a_length_of_ten_gigabytes_takes_no_memory(tmp_path):
         caffe.read_network(file)
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (lambda: field(1, b"\xff\xfe"), ""),
+        (lambda: field(100, field(1, b"\xff") + field(7, b"")), ""),
+        (lambda: blob_of(varint(1) * 65, 1), "1 numbers where the shape is"),
+        (lambda: blob_of(varint(2**62) * 2 + varint(0), 0), "shape|dimension|array"),
+        (lambda: blob_of(varint(2**64 - 1), 1), "1 numbers where the shape is"),
+        (lambda: field(2, b"") * 10**5 + b"\x07", ""),
+    ],
+)  # fmt: skip
+def test_odd_numbers_and_names_of_caffe_are_one_line(tmp_path, content, problem):
+    file = tmp_path / "a.caffemodel"
+    file.write_bytes(content())
+    if problem:
+        with pytest.raises(InputError, match=problem):
+            caffe.read_network(file)
+    for kind in (caffe.read_network, caffe.read_mean):
+        try:
+            kind(file)
+        except InputError as error:
+            told = str(error)
+            is_named = told.startswith(f"{file}: ") and told.isprintable()
+        else:
+            is_named = True
+        assert is_named
+
+
+def blob_of(dims, count):
+    blob = field(7, field(1, dims)) + field(5, b"\0\0\x80?" * count)
+    return field(100, field(1, b"fc8") + field(7, blob))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "a.caffemodel", "a.binaryproto", "classes.txt"])
+def test_what_is_no_plain_file_is_not_waited_for(tmp_path, name, kind):
+    file = tmp_path / name
+    {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: os.symlink("/dev/zero", path)}[kind](file)
+    read = {
+        "a.caffemodel": caffe.read_network, "a.binaryproto": caffe.read_mean, "classes.txt": weights._lines,
+        "a.safetensors": one_file.load, "a.pth": interchange.from_torchvision,
+    }[name]  # fmt: skip
+    with pytest.raises(
+        InputError, match=rf"^{file}: (is no plain file|cannot be read \((no plain file|Is a directory)\))$"
+    ):
+        read(file)
+
+
 def with_steps_between(content, old, pools_first, name=b"AlexNet"):
     """The same .caffemodel with its layers of normalisation and pooling, as real ones have them."""
     kinds = ("Pooling", "LRN") if pools_first else ("LRN", "Pooling")
@@ -506,7 +554,7 @@ def test_caffenet_is_told_from_alexnet_by_its_order_or_its_name(tmp_path, old):
     one_file.save(network, tmp_path / "a.safetensors")
     assert load(tmp_path / "a.safetensors").net.layers == network.net.layers
     file.write_bytes(whole + field(2 if old else 100, field(4 if old else 1, b"fc8") + field(6 if old else 7, b"")))
-    with pytest.raises(InputError, match=r"bvlc\.caffemodel: has two layers fc8$"):
+    with pytest.raises(InputError, match=r"bvlc\.caffemodel: has two layers fc8\)$"):
         interchange.from_caffe(file, mean)
 
 
