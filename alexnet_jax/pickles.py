@@ -19,8 +19,8 @@ _DATA = [getattr(pickle, name)[0] for name in (  # what builds data, of Python's
     "TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "EMPTY_DICT",
     "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "BINPERSID",
 )]  # fmt: skip
-# Not tuples, which take Python years to compare if they are nested; nor numbers of more than 64 bits, which may all have
-# the same place in a dict.
+# Not tuples, which take Python years to compare if they are nested; nor numbers of more than 64 bits, all of which may
+# have the same place in a dict.
 _KEYS = (str, bytes, int, float, bool, type(None))
 
 

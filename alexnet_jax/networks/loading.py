@@ -12,7 +12,8 @@ from alexnet_jax.paper.evaluate import all_class_names
 from alexnet_jax.paper.table import Layers
 from alexnet_jax.paper.written import differences, listed, to_json
 from alexnet_jax.runs import workdir
-from alexnet_jax.runs.checkpoint import Checkpoints, Damaged
+from alexnet_jax.runs.checkpoint import Checkpoints
+from alexnet_jax.runs.errors import Damaged
 
 
 def load(

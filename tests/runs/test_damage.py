@@ -129,7 +129,7 @@ def test_one_under_the_name_of_another_step_is_damaged(tmp_path, good, capfd):
 def test_each_that_is_set_aside_has_a_name_of_its_own(tmp_path, good, capfd):
     shutil.copytree(good, tmp_path / "run")
     (tmp_path / "run" / "5.damaged").mkdir()
-    (tmp_path / "run" / "5.damaged1").touch()
+    (tmp_path / "run" / "5.damaged1").symlink_to("nothing")
     DAMAGES["first byte"](tmp_path / "run" / "5" / "metrics" / "metrics")
     equal(restore(tmp_path / "run"), state(3))
     assert f"it is now {tmp_path / 'run' / '5.damaged2'}" in capfd.readouterr().err
