@@ -26,13 +26,14 @@ from alexnet_jax.shown import reason, short
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Positive = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
-LARGEST, DEEPEST = 256_000_000, 12  # bytes of a JSON file; levels of lists and objects in one
+LARGEST, DEEPEST = 2**25, 12  # bytes of what JSON says, which take thirty times as much memory; levels of lists in it
+LARGEST_OF_LINES = 2**28  # bytes of a file of such lines
 CHECKSUMS = "checksums"  # of the other arrays, in an archive of ours
 
 
 def read_json(file: Path, form: Any, *, finite: bool = True) -> Any:
     """What a file says, as `form`. Raises FileNotFoundError, or InputError where it does not fit."""
-    return from_json(_content(file), form, f"{file}:", finite=finite)
+    return from_json(_content(file, LARGEST), form, f"{file}:", finite=finite)
 
 
 def from_json(text: bytes | str, form: Any, what: str, *, finite: bool = True) -> Any:
@@ -40,6 +41,8 @@ def from_json(text: bytes | str, form: Any, what: str, *, finite: bool = True) -
 
     finite: whether every number must be.
     """
+    if len(text) > LARGEST:
+        raise InputError(f"{what} cannot be read (it is larger than {LARGEST:,} bytes)")
     try:
         try:
             value = _parsed(text)
@@ -64,7 +67,7 @@ def read_lines(file: Path, form: Any) -> Iterator[tuple[bytes, dict[str, Any] | 
     """Each line of a file of JSON lines as it stands there, and what it says: an object with the fields of `form`, and
     any others, whose numbers may be any; or what is wrong with it. None for one that its writer has not finished.
     """
-    content = _content(file) if file.exists() else b""
+    content = _content(file, LARGEST_OF_LINES) if file.exists() else b""
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         what = f"{file}: line {number}"
         try:
@@ -75,13 +78,13 @@ def read_lines(file: Path, form: Any) -> Iterator[tuple[bytes, dict[str, Any] | 
             yield line, error
 
 
-def _content(file: Path) -> bytes:
+def _content(file: Path, most: int) -> bytes:
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{file}: cannot be read (it is no file)")
-        if status.st_size > LARGEST:
-            raise InputError(f"{file}: cannot be read (it is larger than {LARGEST:,} bytes)")
+        if status.st_size > most:
+            raise InputError(f"{file}: cannot be read (it is larger than {most:,} bytes)")
         return file.read_bytes()
     except (FileNotFoundError, InputError):
         raise

@@ -18,7 +18,17 @@ import pytest
 from hypothesis import given, strategies
 
 from alexnet_jax.config import InputError
-from alexnet_jax.reading import ArrayForm, Count, Fraction, archive, from_json, read_arrays, read_json
+from alexnet_jax.reading import (
+    LARGEST,
+    ArrayForm,
+    Count,
+    Fraction,
+    archive,
+    from_json,
+    read_arrays,
+    read_json,
+    read_lines,
+)
 
 MUTATIONS = Path(__file__).parents[1] / "experiments" / "mutations.py"
 
@@ -76,6 +86,19 @@ def test_what_does_not_fit_is_named(tmp_path, text, reason):
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_larger_than_any_file_of_ours_is_not_read(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('{"step": 1, "more": [' + "[], " * (LARGEST // 4) + "[]]}\n{}\n")
+    with pytest.raises(InputError, match=r"a\.json: cannot be read \(it is larger than 33,554,432 bytes\)"):
+        read_json(file, Form)
+    (_, first), (_, second) = read_lines(file, dict[str, Any])
+    assert str(first) == f"{file}: line 1 cannot be read (it is larger than 33,554,432 bytes)"
+    assert second == {}
+    os.truncate(file, 2**28 + 1)
+    with pytest.raises(InputError, match=r"a\.json: cannot be read \(it is larger than 268,435,456 bytes\)"):
+        next(read_lines(file, dict[str, Any]))
+
+
 def test_what_is_no_file_is_not_waited_for(tmp_path, make):
     make(tmp_path / "a")
     with pytest.raises(InputError, match=r"a: cannot be read \(it is no file\)"):

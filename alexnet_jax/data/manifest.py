@@ -81,6 +81,9 @@ def read(folder: Path) -> Manifest:
 
 def _check(manifest: Manifest) -> None:
     """Raises ValueError where something is not possible, or does not add up."""
+    for name in manifest.shards:
+        if not SHARD.fullmatch(name):
+            raise ValueError(f"shards: {short(repr(name))} is none")
     if manifest.encoding not in ENCODINGS:
         raise ValueError(f"encoding: its images are stored as '{short(manifest.encoding)}', which is not known here")
     missing = {"train", "validation"} - set(manifest.images)
@@ -95,9 +98,6 @@ def _check(manifest: Manifest) -> None:
             raise ValueError(f"images of {split}: are not as many as those of its shards")
         if not any(of_class.values()):
             raise ValueError(f"images of {split}: there are none")
-    for name in manifest.shards:
-        if not SHARD.fullmatch(name):
-            raise ValueError(f"shards: {short(repr(name))} is none")
     for name in manifest.files:
         if "/" in name:
             raise ValueError(f"files: {short(repr(name))} is none")
