@@ -8,9 +8,14 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from matplotlib.figure import Figure
 
-from alexnet_jax.shown import shown
+from alexnet_jax.config import InputError
+from alexnet_jax.shown import reason, shown
+
+try:
+    from matplotlib.figure import Figure
+except ValueError as error:  # a setting of somebody's, as MPLBACKEND
+    raise InputError(f"matplotlib: cannot be used with its settings ({reason(error)})") from error
 
 BLUE, ORANGE = "#1f5fa8", "#d9631e"
 

@@ -99,6 +99,14 @@ def whole_paths(texts: Sequence[str]) -> list[str]:
     return found
 
 
+def check_text(path: str | Path, what: str) -> None:
+    """Raises InputError, which begins with `what`, for a path that is no text, which array_record and orbax need."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{what}: must be text in UTF-8") from None
+
+
 def check_plain(file: Path) -> None:
     """Raises InputError where a file is not there; or is a folder, a pipe, on which one would wait, or a device."""
     if not file.is_file():

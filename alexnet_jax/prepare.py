@@ -27,7 +27,7 @@ from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, check_choice, one_of, option
 from alexnet_jax.data.images import ENCODINGS
 from alexnet_jax.data.pictures import MAX_PIXELS, usual_side
-from alexnet_jax.files import only_process, whole_paths
+from alexnet_jax.files import check_text, only_process, whole_paths
 from alexnet_jax.shown import progress, say
 
 
@@ -66,6 +66,7 @@ class Options:
 def prepare(options: Options) -> None:
     """Writes the data set. Raises InputError; then there is nothing at the output."""
     output = Path(options.output).expanduser().absolute()
+    check_text(output, f"--output={options.output}")
     if os.path.lexists(output):  # known before the source is listed
         raise InputError(f"--output={options.output}: already exists; choose another output or delete it")
     sources = _whole_paths(options.source)

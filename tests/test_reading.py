@@ -85,7 +85,6 @@ def test_what_does_not_fit_is_named(tmp_path, text, reason):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
 def test_what_is_larger_than_any_file_of_ours_is_not_read(tmp_path):
     file = tmp_path / "a.json"
     file.write_text('{"step": 1, "more": [' + "[], " * (LARGEST // 4) + "[]]}\n{}\n")
@@ -99,6 +98,7 @@ def test_what_is_larger_than_any_file_of_ours_is_not_read(tmp_path):
         next(read_lines(file, dict[str, Any]))
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
 def test_what_is_no_file_is_not_waited_for(tmp_path, make):
     make(tmp_path / "a")
     with pytest.raises(InputError, match=r"a: cannot be read \(it is no file\)"):

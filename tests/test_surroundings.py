@@ -193,6 +193,14 @@ def test_an_error_of_the_program_is_not_hidden(monkeypatch):
         run_that_raises(RuntimeError("a bug"))
 
 
+def test_a_setting_of_matplotlib_that_is_none_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "alexnet_jax.predict", f"--workdir={tmp_path}", str(tmp_path / "a.jpg")]
+    process = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "none"})
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: matplotlib: cannot be used with its settings (Key backend: 'none' is not ")
+    assert process.stderr.count("\n") == 1
+
+
 def test_no_place_for_the_builtin_data_set_names_the_variable(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -237,9 +245,9 @@ def test_what_can_be_no_place_is_refused_wherever_it_is_given(options, name, tex
     [
         ("gs://bucket/run", r"a folder .* mounted as one \(gcsfuse bucket FOLDER\), see docs/clouds.md$"),
         ("s3://bucket/run", r"a folder .* mounted as one \(rclone mount REMOTE:bucket FOLDER\), see docs/clouds.md$"),
-        ("a\0b", "without the character 0"),
+        ("a\0b", "without the character 0"), ("a\udcffb", "text in UTF-8$"),
     ],
-)
+)  # fmt: skip
 def test_what_can_be_no_workdir_of_fit_is_refused(prepared, monkeypatch, tmp_path, workdir, problem):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=f"--workdir={workdir}: must be {problem}"):

@@ -15,7 +15,7 @@ from alexnet_jax.data import manifest, processes, shards
 from alexnet_jax.data.images import Sums
 from alexnet_jax.data.pictures import MAX_PIXELS
 from alexnet_jax.data.sources import check_classes
-from alexnet_jax.files import only_process, sha256
+from alexnet_jax.files import check_text, only_process, sha256
 from alexnet_jax.reading import archive
 
 NAME = "images"  # of the data set, as TFDS has it
@@ -53,6 +53,7 @@ def write(
     processes.end_if_worker()
     check_classes(class_names)
     output = output.absolute()
+    check_text(output, str(output))
     if os.path.lexists(output):
         raise InputError(f"{output}: already exists; choose another output or delete it")
     all_shards = [

@@ -26,6 +26,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from alexnet_jax.config import InputError
 from alexnet_jax.device import parallel
+from alexnet_jax.files import check_text
 from alexnet_jax.paper.train_state import TrainState
 from alexnet_jax.paper.written import Written, as_written, differences, listed
 from alexnet_jax.reading import Positive, read_json
@@ -56,6 +57,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2, *, read_only: bool = False):
+        check_text(folder, str(folder))
         self._options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,  # what a kill left half-written is removed at the next start
             todelete_subdir=_REMOVED,  # renamed first, so that a kill leaves none half-removed

@@ -56,6 +56,17 @@ def test_a_name_of_a_class_that_cannot_be_kept_is_refused(tmp_path, name):
     assert not any(tmp_path.iterdir())
 
 
+def test_an_output_that_is_no_text_is_one_line(tmp_path):
+    place = tmp_path / os.fsdecode(b"set\xff")
+    with pytest.raises(InputError, match=r"set.: must be text in UTF-8$"):
+        write(place)
+    assert not any(tmp_path.iterdir())
+    write(tmp_path / "set")
+    (tmp_path / "set").rename(place)
+    with pytest.raises(InputError, match=r"^--dataset=.*: must be text in UTF-8$"):
+        datasets.open_dataset(place)
+
+
 def test_an_output_that_is_a_link_to_nothing_is_there_already(tmp_path):
     (tmp_path / "set").symlink_to("nothing")
     with pytest.raises(InputError, match="set: already exists"):
