@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from alexnet_jax.config import InputError
+from alexnet_jax.files import named_in_errors
 from alexnet_jax.shown import reason, shown
 
 try:
@@ -233,6 +234,6 @@ def _shortened(text: str, characters: int = 30) -> str:
 
 def _save(figure: Figure, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():  # a character that the font lacks is a box
+    with warnings.catch_warnings(), named_in_errors(file):  # a character that the font lacks is a box
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
         figure.savefig(file, dpi=150)

@@ -53,6 +53,16 @@ def write_whole(file: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
+def named_in_errors(file: Path) -> Iterator[None]:
+    """Within it an OSError, as of a full disk, names the file, if it names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
+
+
+@contextlib.contextmanager
 def partial_of(file: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """The path, and open to be written, of what is renamed to `file` once it is whole; else nothing of it is left.
 
@@ -76,7 +86,8 @@ def partial_of(file: Path) -> Iterator[tuple[Path, BinaryIO]]:
         try:
             if os.fstat(written.fileno()).st_size:  # of a process that was killed
                 written.truncate()
-            yield partial, written
+            with named_in_errors(file):
+                yield partial, written
         finally:
             if is_own():
                 partial.unlink()

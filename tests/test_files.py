@@ -29,6 +29,13 @@ def test_what_cannot_be_written_to_its_end_leaves_the_old_file_and_nothing_else(
     assert (names(tmp_path), (tmp_path / "a").read_text()) == (["a"], "old")
 
 
+def test_a_full_disk_is_named_by_the_file(tmp_path):
+    (tmp_path / "a.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/a'"):
+        write_whole(tmp_path / "a", "text")
+    assert names(tmp_path) == []
+
+
 def test_what_a_killed_process_has_left_is_written_over(tmp_path):
     (tmp_path / "a.partial").write_text("long, and of a process that is no more")
     write_whole(tmp_path / "a", "new")

@@ -172,6 +172,7 @@ def run_that_raises(error):
             RuntimeError("RESOURCE_EXHAUSTED: 5 GB\nat"),
             "the device's memory is full, a smaller --batch_size takes less",
         ),
+        (ValueError("Disable jit is not supported in the AOT path"), "JAX_DISABLE_JIT: cannot be set here"),
         (MemoryError(), "memory: there is not enough (of this computer)"),
         (OSError(28, "No space left on device", "a\x1bb"), r"a\u001bb: No space left on device"),
         (InputError("two\nlines \x1b[31m \udcff"), r"two\nlines \u001b[31m \udcff"),

@@ -13,7 +13,7 @@ import msgspec
 import tensorboardX
 
 from alexnet_jax.config import InputError
-from alexnet_jax.files import write_whole
+from alexnet_jax.files import named_in_errors, write_whole
 from alexnet_jax.reading import Count, Fraction, Positive, read_lines
 from alexnet_jax.shown import progress, say, shown
 
@@ -132,7 +132,7 @@ class RunLog:
 
     def _write(self, step: int, split: str, values: Mapping[str, float | None]) -> None:
         line = {"step": step, "epoch": step / self._steps_per_epoch, "split": split, **values}
-        with self.file.open("a") as file:
+        with named_in_errors(self.file), self.file.open("a") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in values.items():
             if value is not None:
@@ -140,7 +140,7 @@ class RunLog:
 
     def flush(self) -> None:
         """Waits until all lines are on the disk: before the checkpoint that they go with."""
-        with self.file.open("a") as file:
+        with named_in_errors(self.file), self.file.open("a") as file:
             os.fsync(file.fileno())
 
     def close(self) -> None:
