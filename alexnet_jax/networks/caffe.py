@@ -76,6 +76,8 @@ def read_network(file: Path) -> Network:
     with _named(file):
         network = message("NetParameter").FromString(read_plain(file))
         layers = [*network.layers, *network.layer]
+        if not all(isinstance(of.name, str) for of in (network, *layers)):  # protobuf then gives bytes
+            raise ValueError("a name in it is no text")
         names = collections.Counter(of.name for of in layers if of.blobs)
         for name, number in names.items():
             if number > 1:

@@ -476,8 +476,8 @@ def test_a_length_of_ten_gigabytes_takes_no_memory(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (lambda: field(1, b"\xff\xfe"), ""),
-        (lambda: field(100, field(1, b"\xff") + field(7, b"")), ""),
+        (lambda: field(1, b"\xff\xfe"), "a name in it is no text"),
+        (lambda: field(100, field(1, b"\xff") + field(7, b"")), "a name in it is no text"),
         (lambda: blob_of(varint(1) * 65, 1), "1 numbers where the shape is"),
         (lambda: blob_of(varint(2**62) * 2 + varint(0), 0), "shape|dimension|array"),
         (lambda: blob_of(varint(2**64 - 1), 1), "1 numbers where the shape is"),
@@ -554,7 +554,7 @@ def test_caffenet_is_told_from_alexnet_by_its_order_or_its_name(tmp_path, old):
     one_file.save(network, tmp_path / "a.safetensors")
     assert load(tmp_path / "a.safetensors").net.layers == network.net.layers
     file.write_bytes(whole + field(2 if old else 100, field(4 if old else 1, b"fc8") + field(6 if old else 7, b"")))
-    with pytest.raises(InputError, match=r"bvlc\.caffemodel: has two layers fc8\)$"):
+    with pytest.raises(InputError, match=r"bvlc\.caffemodel: .*has two layers fc8\)$"):
         interchange.from_caffe(file, mean)
 
 
