@@ -34,7 +34,7 @@ from alexnet_jax.runs import states
 from alexnet_jax.runs.errors import Damaged, as_damaged, named_errors, report_lost_error
 from alexnet_jax.shown import say
 
-_STEP = re.compile("0|[1-9][0-9]{0,17}")  # the name of one's folder
+_STEP = re.compile("0|[1-9][0-9]*")  # the name of one's folder
 _REMOVED = ".removed"  # the folder, in that of the checkpoints, of those that are not kept
 
 
