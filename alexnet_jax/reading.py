@@ -230,7 +230,8 @@ def _array(members: zipfile.ZipFile, name: str, form: ArrayForm, lengths: dict[s
     found = np.ndarray(shape, kind, content, order="F" if in_columns else "C")
     found = found.astype(kind.newbyteorder("="), copy=False)
     if kind.kind == "U":
-        if not all(map(_is_text, found.reshape(-1).tolist())):
+        codes = np.frombuffer(content, np.dtype(np.uint32).newbyteorder(kind.byteorder))
+        if not ((codes < 0xD800) | ((codes > 0xDFFF) & (codes < 0x110000))).all():
             raise ValueError("it is no text")
     elif not ((found >= form.least) & (found <= form.most) & (found < math.inf)).all():
         raise ValueError(f"there are numbers that are not between {form.least:g} and {form.most:g}")

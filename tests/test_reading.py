@@ -187,6 +187,8 @@ def test_arrays_come_back_as_archive_and_numpy_wrote_them(tmp_path):
         ("labels", np.array([0, 1, -2]), "there are numbers that are not between 0 and inf"),
         ("name", np.array(3), "it is no text"),
         ("name", np.array("\ud800"), "it is no text"),
+        ("name", np.array([0x7FFFFFFF], np.uint32).view("<U1").reshape(()), "it is no text"),
+        ("name", np.array([0x10FFFF], ">u4").byteswap().view(">U1").reshape(()), "it is no text"),
     ],
 )
 def test_an_array_that_does_not_fit_is_named(tmp_path, name, values, reason):
