@@ -247,7 +247,10 @@ def network_of_arrays(
         if parameters[name].shape != shapes[name]:
             raise InputError(f"{file}: {name} has the shape {parameters[name].shape}, where {shapes[name]} is expected")
     for name, values in {**parameters, "mean_image": mean_image}.items():
-        if not np.isfinite(values).all():
-            raise InputError(f"{file}: {name} is not finite")
+        if np.iscomplexobj(values):
+            raise InputError(f"{file}: {name} has complex numbers")
+        with np.errstate(over="ignore"):
+            if not np.isfinite(np.asarray(values, np.float32)).all():
+                raise InputError(f"{file}: {name} is not finite")
     params = unflatten_dict({name: jnp.asarray(of, jnp.float32) for name, of in parameters.items()}, sep="/")
     return Trained(file, step, config, "", class_names, np.asarray(mean_image), net, params, preprocessing)

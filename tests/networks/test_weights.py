@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import CROP, TINY
+from flax.traverse_util import flatten_dict
 
 from alexnet_jax import command, weights
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.data.datasets import open_dataset
 from alexnet_jax.networks import caffe, interchange, one_file
 from alexnet_jax.networks.loading import load
-from alexnet_jax.networks.network import Trained
+from alexnet_jax.networks.network import Trained, network_of_arrays
 from alexnet_jax.paper.architectures import CAFFE, PAPER, TORCHVISION
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.table import Conv, Dense, Local, with_column
@@ -334,6 +335,7 @@ def bad_safetensors(tmp_path):
          r"conv2/kernel has the shape \(3, 3, 8, 12\), where \(5, 5, 8, 12\) is expected"),
         (safetensors.numpy.save({**tensors, "classifier.4.bias": np.full(20, np.nan, np.float32)}),
          "fc7/bias is not finite"),
+        (safetensors.numpy.save({**tensors, "classifier.4.bias": np.full(20, 1e300)}), "fc7/bias is not finite"),
         (safetensors.numpy.save({**tensors, "classifier.1.weight": np.zeros((24, 5), np.float32)}), "fc6 has weights"),
         (safetensors.numpy.save({**tensors, "features.0.weight": np.zeros((8, 1, 11, 11), np.float32)}),
          r"conv1 has weights of the shape \(8, 1, 11, 11\), not of a convolution"),
@@ -385,6 +387,21 @@ def bad_safetensors(tmp_path):
         values = field(5, np.zeros(count, "<f4").tobytes())
         model.write_bytes(field(100, field(1, b"fc6") + field(7, field(7, field(1, lengths)) + values)))
         yield "numbers where the shape is", lambda: interchange.from_caffe(model, mean)
+
+
+def test_complex_numbers_are_not_taken_for_real_ones(tmp_path):
+    tensors, file = torchvision_tensors(), tmp_path / "a.safetensors"
+    try:
+        file.write_bytes(safetensors.numpy.save({**tensors, "classifier.4.bias": np.zeros(20, np.complex64)}))
+    except (KeyError, ValueError, safetensors.SafetensorError):
+        pytest.skip("this version of safetensors does not write complex numbers")
+    with pytest.raises(InputError, match=r"a\.safetensors: fc7 has complex numbers$"):
+        interchange.from_torchvision(file)
+    network = interchange.from_caffe(*caffe_files(tmp_path)[:2])
+    params = {name: np.asarray(of) for name, of in flatten_dict(network.params, sep="/").items()}
+    params["fc8/bias"] = params["fc8/bias"] * 1j
+    with pytest.raises(InputError, match="fc8/bias has complex numbers"):
+        network_of_arrays(file, network.config, 0, network.class_names, network.mean_image, network.net.layers, params)
 
 
 def bad_cards(tmp_path):
