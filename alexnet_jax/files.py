@@ -69,7 +69,7 @@ def partial_of(file: Path) -> Iterator[tuple[Path, BinaryIO]]:
     Raises InputError where another process writes the same file.
     """
     partial = file.with_name(f"{file.name}.partial")
-    with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "wb") as written:
+    with named_in_errors(file), open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "wb") as written:
 
         def is_own() -> bool:
             return partial.exists() and os.path.samestat(partial.stat(), os.fstat(written.fileno()))
@@ -86,8 +86,7 @@ def partial_of(file: Path) -> Iterator[tuple[Path, BinaryIO]]:
         try:
             if os.fstat(written.fileno()).st_size:  # of a process that was killed
                 written.truncate()
-            with named_in_errors(file):
-                yield partial, written
+            yield partial, written
         finally:
             if is_own():
                 partial.unlink()
