@@ -18,10 +18,11 @@ from absl import app, flags, logging
 
 from alexnet_jax import __version__
 from alexnet_jax.config import InputError
-from alexnet_jax.shown import Stream, say, use_safe_streams
+from alexnet_jax.shown import Stream, say, short, use_safe_streams
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 PATIENCE = 5  # seconds
+LONGEST = 5000  # characters of an error: a path has 4,096 at most
 
 
 class _Floats(flags.ArgumentParser):
@@ -109,7 +110,7 @@ def run(main: Callable[..., None], doc: str, *, takes_files: bool = False) -> No
             _fail(f"{_named(error.filename)}: {error.strerror or error}")
         except MemoryError as error:
             _fail(f"memory: there is not enough ({str(error) or 'of this computer'})")
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, ValueError) as error:
             if (message := _of_the_surroundings(error)) is None:
                 raise
             _fail(message)
@@ -125,6 +126,8 @@ def _parse(arguments: list[str], takes_files: bool) -> list[str]:
         raise InputError(str(error).removeprefix("ERROR:: ")) from error
     except UnicodeDecodeError as error:
         raise InputError(f"--flagfile: names a file that is no text in UTF-8 ({error.reason})") from error
+    except ValueError as error:  # of absl's own flags
+        raise InputError(f"flags: {error}") from error
     except SystemExit:  # --help, which absl counts as a failure
         sys.exit(0)
     if flags.FLAGS["version"].value:
@@ -191,6 +194,8 @@ def _of_the_surroundings(error: Exception) -> str | None:
     if message.startswith("Unable to initialize backend") or last.f_globals["__name__"] == "jax._src.xla_bridge":
         reason = f" ({message})" if message else ""
         return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: there is no such device here{reason}"
+    if message.startswith("Disable jit is not supported"):
+        return "JAX_DISABLE_JIT: cannot be set here; --debug_nans looks at each operation"
     if message.startswith("RESOURCE_EXHAUSTED"):
         return f"the device's memory is full, a smaller --batch_size takes less ({message})"
     if message.startswith("Could not determine home directory"):
@@ -201,7 +206,7 @@ def _of_the_surroundings(error: Exception) -> str | None:
 def _fail(message: str) -> typing.NoReturn:
     if _is_own_process():
         _only_own_lines()
-    say(f"error: {message}", error=True)
+    say(f"error: {short(message, LONGEST)}", error=True)
     _end(BAD_INPUT)
 
 

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 # Of architectures.ARCHITECTURES, for --help, which waits for no import.
 ARCHITECTURE_NAMES = (
@@ -117,37 +117,6 @@ def in_steps(interval: int | str, steps_per_epoch: Fraction) -> Fraction:
     if steps <= 0:
         raise ValueError("must be above 0")
     return steps
-
-
-class Due(NamedTuple):
-    """What is to be done after a step."""
-
-    log: bool
-    evaluate: bool
-    save: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Intervals:
-    """When a run logs, evaluates and saves, in steps; after its last step it does all three."""
-
-    log: Fraction
-    evaluate: Fraction
-    checkpoint: Fraction
-    last: int
-
-    @classmethod
-    def of(cls, config: "Config", steps_per_epoch: Fraction) -> "Intervals":
-        """Those of a run of this config."""
-        texts = (config.log_every, config.evaluate_every, config.checkpoint_every)
-        last = max(1, round(config.epochs * float(steps_per_epoch)))
-        log, evaluate, checkpoint = (in_steps(text, steps_per_epoch) for text in texts)
-        return cls(log, evaluate, checkpoint, last)
-
-    def due(self, step: int) -> Due:
-        """Each where a multiple of its interval has been done for the first time."""
-        every = (self.log, self.evaluate, self.checkpoint)
-        return Due(*(step == self.last or step // of > (step - 1) // of for of in every))
 
 
 CACHES, PRECISIONS = ("none", "device"), ("float32", "bfloat16")

@@ -133,9 +133,11 @@ def write(rows: Iterable[Some], names: Sequence[str], kind: str, total: int, out
         parts = {names[0]: output}
     of_rows: list[str] = []
     failed = 0
+    written: dict[str, Rows] = {}
     try:
         with contextlib.ExitStack() as files, progress(total, unit=" pictures", delay=1) as bar:
-            written = {name: files.enter_context(Rows(part)) for name, part in parts.items()}
+            for name, part in parts.items():
+                written[name] = files.enter_context(Rows(part))
             for some in rows:
                 for error in some.errors:
                     say(f"error: {error}", error=True)
@@ -149,8 +151,8 @@ def write(rows: Iterable[Some], names: Sequence[str], kind: str, total: int, out
         if is_archive:
             write_archive(parts, output)
     finally:
-        for part in parts.values() if is_archive else ():
-            part.unlink(missing_ok=True)
+        for name in written if is_archive else ():  # the others are another process's
+            parts[name].unlink(missing_ok=True)
     write_names(kind, of_rows, output.with_suffix(".csv"))
     for name, file in written.items():
         count = f"{len(of_rows):,} picture{'s' * (len(of_rows) != 1)}"

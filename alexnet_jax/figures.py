@@ -8,30 +8,42 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from matplotlib.figure import Figure
 
-from alexnet_jax.shown import shown
+from alexnet_jax.config import InputError
+from alexnet_jax.files import named_in_errors
+from alexnet_jax.shown import reason, shown
+
+try:
+    from matplotlib.figure import Figure
+except ValueError as error:  # a setting of somebody's, as MPLBACKEND
+    raise InputError(f"matplotlib: cannot be used with its settings ({reason(error)})") from error
 
 BLUE, ORANGE = "#1f5fa8", "#d9631e"
 
 
 def save_curves(metrics: list[dict[str, Any]], file: Path) -> None:
     """Learning curves from the lines of a metrics.jsonl: loss and top-1 error by epoch, training and validation."""
-    train = [line for line in metrics if line["split"] == "train"]
-    validation = [line for line in metrics if line["split"] == "validation"]
+    train = [line for line in metrics if line.get("split") == "train"]
+
+    def points(split: str, key: str, factor: float) -> list[tuple[float, float]]:
+        """Of the lines that say it, which need not be all: what a run's folder says is only as good as it is."""
+        lines = [line for line in metrics if line.get("split") == split]
+        found = [(line.get("epoch"), line.get(key)) for line in lines]
+        return [(epoch, factor * value) for epoch, value in found if _is_drawn(epoch) and _is_drawn(value)]
+
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, train_key, validation_key, factor in (
         (left, "loss", "nll", 1),
         (right, "top1_error", "top1_error", 100),
     ):
-        epochs = [line["epoch"] for line in train]
-        axes.plot(epochs, [factor * line[train_key] for line in train], color=BLUE, linewidth=1,
+        axes.plot(*np.reshape(points("train", train_key, factor), (-1, 2)).T, color=BLUE, linewidth=1,
                   label="training (augmented, with dropout)")  # fmt: skip
-        axes.plot([line["epoch"] for line in validation], [factor * line[validation_key] for line in validation],
-                  color=ORANGE, marker="o", markersize=3, label="validation")  # fmt: skip
+        axes.plot(*np.reshape(points("validation", validation_key, factor), (-1, 2)).T, color=ORANGE, marker="o",
+                  markersize=3, label="validation")  # fmt: skip
         for before, after in itertools.pairwise(train):
-            if before.get("learning_rate") != after.get("learning_rate"):  # none where the optimizer is one's own
+            # None where the optimizer is one's own.
+            if before.get("learning_rate") != after.get("learning_rate") and _is_drawn(before.get("epoch")):
                 axes.axvline(before["epoch"], color="0.6", linewidth=0.8, linestyle=":")
         axes.set_xlabel("epochs")
         axes.set_xlim(left=0)
@@ -42,6 +54,10 @@ def save_curves(metrics: list[dict[str, Any]], file: Path) -> None:
     right.set_ylabel("top-1 error, %")
     left.legend(frameon=False, fontsize=8)
     _save(figure, file)
+
+
+def _is_drawn(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e30
 
 
 def save_kernels(
@@ -218,6 +234,6 @@ def _shortened(text: str, characters: int = 30) -> str:
 
 def _save(figure: Figure, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():  # a character that the font lacks is a box
+    with warnings.catch_warnings(), named_in_errors(file):  # a character that the font lacks is a box
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
         figure.savefig(file, dpi=150)

@@ -8,9 +8,9 @@ import os
 import platform
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from alexnet_jax.config import InputError
 
@@ -41,13 +41,86 @@ def _commit() -> str | None:
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Writes a file so that a kill or a power cut leaves the old one or the new one, never half of it."""
-    partial = file.with_name(f"{file.name}.partial")
-    with partial.open("wb") as written:
+    """Writes a file so that a kill or a power cut leaves the old one or the new one, never half of it.
+
+    Raises InputError where another process writes it.
+    """
+    with partial_of(file) as (partial, written):
         written.write(content if isinstance(content, bytes) else content.encode())
         written.flush()
         os.fsync(written.fileno())
-    partial.replace(file)
+        partial.replace(file)
+
+
+@contextlib.contextmanager
+def named_in_errors(file: Path) -> Iterator[None]:
+    """Within it an OSError, as of a full disk, names the file, if it names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
+
+
+@contextlib.contextmanager
+def partial_of(file: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """The path, and open to be written, of what is renamed to `file` once it is whole; else nothing of it is left.
+
+    Raises InputError where another process writes the same file.
+    """
+    partial = file.with_name(f"{file.name}.partial")
+    with named_in_errors(file), open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "wb") as written:
+
+        def is_own() -> bool:
+            return partial.exists() and os.path.samestat(partial.stat(), os.fstat(written.fileno()))
+
+        try:
+            fcntl.flock(written, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = is_own()  # or else another process has renamed it just now
+        except BlockingIOError:
+            is_free = False
+        except OSError:  # the file system has no locks
+            is_free = True
+        if not is_free:
+            raise InputError(f"{file}: is being written by another process")
+        try:
+            if os.fstat(written.fileno()).st_size:  # of a process that was killed
+                written.truncate()
+            yield partial, written
+        finally:
+            if is_own():
+                partial.unlink()
+
+
+def place(path: str | Path) -> Path:
+    """A path, in which ~ is one's home folder; but not where there is a file of that very name, as ~$photo.jpg."""
+    return Path(path) if os.path.lexists(path) else Path(path).expanduser()
+
+
+def whole_paths(texts: Sequence[str]) -> list[str]:
+    """Of a list of paths that was taken apart at its commas: those that have a comma in their name are one again."""
+    found: list[str] = []
+    left = list(texts)
+    while left:
+        there = [n for n in range(2, len(left) + 1) if os.path.exists(os.path.expanduser(",".join(left[:n])))]
+        count = max(there, default=1)
+        found.append(",".join(left[:count]))
+        del left[:count]
+    return found
+
+
+def check_text(path: str | Path, what: str) -> None:
+    """Raises InputError, which begins with `what`, for a path that is no text, which array_record and orbax need."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{what}: must be text in UTF-8") from None
+
+
+def check_plain(file: Path) -> None:
+    """Raises InputError where a file is not there; or is a folder, a pipe, on which one would wait, or a device."""
+    if not file.is_file():
+        raise InputError(f"{file}: is {'no plain file' if os.path.lexists(file) else 'not there'}")
 
 
 def read_plain(path: str | Path) -> bytes:
@@ -93,6 +166,8 @@ def only_process(folder: Path, refusal: str) -> Iterator[None]:
                 _lock(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT, open_files)
         except BlockingIOError as error:
             raise InputError(refusal) from error
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be locked ({error.strerror or error})") from error
         yield
 
 

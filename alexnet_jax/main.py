@@ -28,6 +28,7 @@ from alexnet_jax.config import (
     one_of,
     option,
 )
+from alexnet_jax.files import whole_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Options:
         "train with other processes, each started with this flag; on TPU pods, SLURM and GKE they find each other",
     )
     coordinator: str = option("", "elsewhere: HOST:PORT of process 0, the same for all; means --distributed")
-    num_processes: int = option(0, "elsewhere: how many processes there are", minimum=0)
+    num_processes: int = option(0, "elsewhere: how many processes there are", minimum=0, maximum=2**16)
     process_id: int = option(-1, "elsewhere: which of them this one is, from 0", minimum=-1)
     host_timeout: float = option(
         60.0, "seconds to wait for a process that has not come or gives no sign of life, before all others end",
@@ -80,6 +81,9 @@ class Options:
         check_choice("views", self.views, (1, 10))
         check_choice("preset", self.preset, PRESETS)
         check_choice("architecture", self.architecture or self.preset, ARCHITECTURE_NAMES)
+        host, _, port = self.coordinator.rpartition(":")
+        if self.coordinator and not (host and port.isdecimal() and int(port) < 2**16):
+            raise InputError(f"--coordinator={self.coordinator}: must be HOST:PORT")
         if self.coordinator and not 0 <= self.process_id < self.num_processes:
             raise InputError(
                 f"--coordinator={self.coordinator}: needs --num_processes and --process_id, which is from 0 to one less"
@@ -122,7 +126,7 @@ def _evaluate(options: Options, dataset: str, *, batch_size: int = 128, **others
 
     if others:
         raise InputError(f"--{next(iter(others))}: not with --mode=evaluate, which takes it from the run")
-    sources = [source for source in options.workdir.split(",") if source] or [options.workdir]
+    sources = [source for source in whole_paths(options.workdir.split(",")) if source] or [options.workdir]
     is_file = sources[0].endswith((".npz", ".safetensors")) or pretrained.is_name(sources[0])
     if not options.output and is_file:
         raise InputError("--output=DIR is needed where the first of --workdir is a file")

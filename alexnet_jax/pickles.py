@@ -19,7 +19,9 @@ _DATA = [getattr(pickle, name)[0] for name in (  # what builds data, of Python's
     "TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "EMPTY_DICT",
     "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "BINPERSID",
 )]  # fmt: skip
-_KEYS = (str, bytes, int, float, bool, type(None))  # not tuples, which take Python years to compare if they are nested
+# Not tuples, which take Python years to compare if they are nested; nor numbers of more than 64 bits, all of which may
+# have the same place in a dict.
+_KEYS = (str, bytes, int, float, bool, type(None))
 
 
 class Stub:
@@ -129,7 +131,7 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
 
 
 def _put(into: Any, key: Any, value: Any) -> None:
-    if type(into) is not dict or type(key) not in _KEYS:
+    if type(into) is not dict or type(key) not in _KEYS or (type(key) is int and key.bit_length() > 63):
         raise pickle.UnpicklingError(f"it puts a {type(key).__name__} into a {type(into).__name__}")
     into[key] = value
 

@@ -29,7 +29,7 @@ from alexnet_jax.config import InputError, check_bounds, check_choice, one_of, o
 from alexnet_jax.data.folders import walk
 from alexnet_jax.data.pictures import MAX_PIXELS, usual_side
 from alexnet_jax.data.preprocessing import Pixels
-from alexnet_jax.files import read_plain
+from alexnet_jax.files import place, read_plain
 from alexnet_jax.shown import progress, say, shown
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def files_of(arguments: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for argument in arguments:
-        path = Path(argument).expanduser()
+        path = place(argument)
         if path.is_dir():
             try:
                 below = [file.path for file in walk(path) if file.read]
@@ -123,7 +123,7 @@ def predictions(
 def say_if_small(network: "Trained", files: Sequence[str]) -> None:
     """A hint, where most of the pictures are smaller than what the network sees of them."""
     crop_size = network.config.crop_size
-    side = usual_side([functools.partial(read_plain, Path(file).expanduser()) for file in files])
+    side = usual_side([functools.partial(read_plain, place(file)) for file in files])
     if 0 < side < crop_size:
         sizes = f"have about {side} pixels a side, and the network sees {crop_size} × {crop_size}"
         say(f"hint: most of the pictures {sizes}; they are enlarged, unlike those that it was trained on", error=True)

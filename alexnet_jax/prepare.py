@@ -27,7 +27,7 @@ from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, check_choice, one_of, option
 from alexnet_jax.data.images import ENCODINGS
 from alexnet_jax.data.pictures import MAX_PIXELS, usual_side
-from alexnet_jax.files import only_process
+from alexnet_jax.files import check_text, only_process, whole_paths
 from alexnet_jax.shown import progress, say
 
 
@@ -66,7 +66,8 @@ class Options:
 def prepare(options: Options) -> None:
     """Writes the data set. Raises InputError; then there is nothing at the output."""
     output = Path(options.output).expanduser().absolute()
-    if output.exists():  # known before the source is listed
+    check_text(output, f"--output={options.output}")
+    if os.path.lexists(output):  # known before the source is listed
         raise InputError(f"--output={options.output}: already exists; choose another output or delete it")
     sources = _whole_paths(options.source)
     for source in sources:
@@ -82,13 +83,7 @@ def prepare(options: Options) -> None:
 
 def _whole_paths(texts: tuple[str, ...]) -> tuple[str, ...]:
     """The sources, where a path with a comma in it was taken apart. Raises InputError for one that is given twice."""
-    found: list[str] = []
-    left = list(texts)
-    while left:
-        there = [n for n in range(2, len(left) + 1) if os.path.exists(os.path.expanduser(",".join(left[:n])))]
-        count = max(there, default=1)
-        found.append(",".join(left[:count]))
-        del left[:count]
+    found = whole_paths(texts)
     real = [Path(text).expanduser().resolve() for text in found]
     for number, path in enumerate(real):
         for other in (*real[:number], *real[number + 1 :]):
@@ -110,13 +105,15 @@ def _scratch(output: Path) -> Iterator[Path]:
 
 def _prepare(options: Options, output: Path, scratch: Path) -> None:
     from alexnet_jax.data import archives, shards, writing  # here, so that --help and bad flags do not wait for it
-    from alexnet_jax.data.sources import list_files, sort_files
+    from alexnet_jax.data.sources import list_all, sort_files
 
     source = archives.recognised(options.source[0], options.data_dir, scratch) if len(options.source) == 1 else None
     if source is None:
-        files = [file for path in options.source for file in list_files(path, scratch)]
         source = sort_files(
-            files, validation_fraction=options.validation_fraction, seed=options.seed, on_error=options.on_error
+            list_all(options.source, scratch),
+            validation_fraction=options.validation_fraction,
+            seed=options.seed,
+            on_error=options.on_error,
         )
     size, encoding = options.size or source.size, options.encoding or source.encoding
     say(f"{','.join(options.source)}: {source.kind}, {len(source.class_names):,} classes")

@@ -4,6 +4,7 @@ A form says types and ranges (of JSON: a type for msgspec) or types and shapes (
 InputError that names file and field. Nothing is run, nothing imported; memory is taken for what a file holds at most.
 """
 
+import collections
 import io
 import json
 import math
@@ -20,18 +21,19 @@ import msgspec
 import numpy as np
 
 from alexnet_jax.config import InputError
-from alexnet_jax.shown import reason
+from alexnet_jax.shown import reason, short
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Positive = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
-LARGEST, DEEPEST = 256_000_000, 12  # bytes of a JSON file; levels of lists and objects in one
+LARGEST, DEEPEST = 2**25, 12  # bytes of what JSON says, which take thirty times as much memory; levels of lists in it
+LARGEST_OF_LINES = 2**28  # bytes of a file of such lines
 CHECKSUMS = "checksums"  # of the other arrays, in an archive of ours
 
 
 def read_json(file: Path, form: Any, *, finite: bool = True) -> Any:
     """What a file says, as `form`. Raises FileNotFoundError, or InputError where it does not fit."""
-    return from_json(_content(file), form, f"{file}:", finite=finite)
+    return from_json(_content(file, LARGEST), form, f"{file}:", finite=finite)
 
 
 def from_json(text: bytes | str, form: Any, what: str, *, finite: bool = True) -> Any:
@@ -39,6 +41,8 @@ def from_json(text: bytes | str, form: Any, what: str, *, finite: bool = True) -
 
     finite: whether every number must be.
     """
+    if len(text) > LARGEST:
+        raise InputError(f"{what} cannot be read (it is larger than {LARGEST:,} bytes)")
     try:
         try:
             value = _parsed(text)
@@ -52,7 +56,8 @@ def from_json(text: bytes | str, form: Any, what: str, *, finite: bool = True) -
 def fitted(value: Any, form: Any, what: str, field: str = "", *, finite: bool = True) -> Any:
     """A part of what JSON says, as `form`; raises as `from_json` does. field: its name, in messages."""
     try:
-        _check(value, "", finite, DEEPEST)
+        if found := _unfit(value, finite, DEEPEST):
+            raise ValueError("{} - at `${}`".format(*found))
         return msgspec.convert(value, form)
     except (ValueError, msgspec.ValidationError) as error:  # older ones are no ValueError
         raise InputError(f"{what} cannot be read ({_said(error, field)})") from error
@@ -62,7 +67,7 @@ def read_lines(file: Path, form: Any) -> Iterator[tuple[bytes, dict[str, Any] | 
     """Each line of a file of JSON lines as it stands there, and what it says: an object with the fields of `form`, and
     any others, whose numbers may be any; or what is wrong with it. None for one that its writer has not finished.
     """
-    content = _content(file) if file.exists() else b""
+    content = _content(file, LARGEST_OF_LINES) if file.exists() else b""
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         what = f"{file}: line {number}"
         try:
@@ -73,13 +78,13 @@ def read_lines(file: Path, form: Any) -> Iterator[tuple[bytes, dict[str, Any] | 
             yield line, error
 
 
-def _content(file: Path) -> bytes:
+def _content(file: Path, most: int) -> bytes:
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{file}: cannot be read (it is no file)")
-        if status.st_size > LARGEST:
-            raise InputError(f"{file}: cannot be read (it is larger than {LARGEST:,} bytes)")
+        if status.st_size > most:
+            raise InputError(f"{file}: cannot be read (it is larger than {most:,} bytes)")
         return file.read_bytes()
     except (FileNotFoundError, InputError):
         raise
@@ -94,7 +99,7 @@ def _parsed(text: bytes | str) -> Any:
 def _cut(text: str) -> str:
     """Up to where it is nested too deeply; there all lists and objects end, so that the place can be told."""
     ends: list[str] = []
-    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[][{}]', text):
+    for token in re.finditer(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]', text):
         if token[0] in "[{":
             ends.append("]" if token[0] == "[" else "}")
             if len(ends) > DEEPEST:
@@ -107,8 +112,8 @@ def _cut(text: str) -> str:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice")
+        (name, _), *_ = collections.Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{short(name)} is there twice")
     return found
 
 
@@ -117,25 +122,20 @@ def _whole(digits: str) -> int | float:
     return int(digits) if len(digits) < 20 else math.inf
 
 
-def _check(value: Any, path: str, finite: bool, levels: int) -> None:
-    """Raises ValueError, in the words of msgspec, for what none of our files says."""
-    problem = None
+def _unfit(value: Any, finite: bool, levels: int) -> tuple[str, str] | None:
+    """What none of our files says, in the words of msgspec, and the path to it; None where all is well."""
     if isinstance(value, (dict, list)) and not levels:
-        problem = "It is nested too deeply"
-    elif isinstance(value, float) and finite and not math.isfinite(value):
-        problem = "Expected a finite number of 64 bits"
-    elif isinstance(value, str) and not _is_text(value):
-        problem = "Expected text"
-    if problem:
-        raise ValueError(f"{problem} - at `${path}`")
-    if isinstance(value, dict):
-        for name, of in value.items():
-            if not _is_text(name):
-                raise ValueError(f"A name in it is no text - at `${path}`")
-            _check(of, f"{path}.{name}", finite, levels - 1)
-    elif isinstance(value, list):
-        for number, of in enumerate(value):
-            _check(of, f"{path}[{number}]", finite, levels - 1)
+        return "It is nested too deeply", ""
+    if isinstance(value, float) and finite and not math.isfinite(value):
+        return "Expected a finite number of 64 bits", ""
+    if isinstance(value, str) and not _is_text(value):
+        return "Expected text", ""
+    if isinstance(value, dict) and not all(map(_is_text, value)):
+        return "A name in it is no text", ""
+    for name, of in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if found := _unfit(of, finite, levels - 1):
+            return found[0], (f".{name}" if isinstance(value, dict) else f"[{name}]") + found[1]
+    return None
 
 
 def _is_text(text: str) -> bool:
@@ -150,7 +150,7 @@ def _said(error: Exception, field: str = "") -> str:
     """What msgspec said, with the name of the field before it."""
     reason, _, path = str(error).partition(" - at `$")
     place = f"{field}{path}".removesuffix("`").removeprefix(".")
-    return f"{place}: {reason}" if place else reason
+    return f"{short(place)}: {short(reason)}" if place else short(reason)
 
 
 class ArrayForm(NamedTuple):
@@ -230,7 +230,8 @@ def _array(members: zipfile.ZipFile, name: str, form: ArrayForm, lengths: dict[s
     found = np.ndarray(shape, kind, content, order="F" if in_columns else "C")
     found = found.astype(kind.newbyteorder("="), copy=False)
     if kind.kind == "U":
-        if not all(map(_is_text, found.reshape(-1).tolist())):
+        codes = np.frombuffer(content, np.dtype(np.uint32).newbyteorder(kind.byteorder))
+        if not ((codes < 0xD800) | ((codes > 0xDFFF) & (codes < 0x110000))).all():
             raise ValueError("it is no text")
     elif not ((found >= form.least) & (found <= form.most) & (found < math.inf)).all():
         raise ValueError(f"there are numbers that are not between {form.least:g} and {form.most:g}")

@@ -14,7 +14,7 @@ from typing import Any
 _ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"  # which Persian words and some pictures need
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
-LONGEST = 200  # characters of a reason: a damaged file may make them as many as it likes
+LONGEST = 200  # characters of a name or reason in a message: a file may make them as many as it likes
 _GONE = (errno.EPIPE, errno.EBADF, errno.EIO)  # a reader that has ended, a stream that was closed, a terminal
 
 one_speaks = threading.RLock()  # whoever leads standard error away for a while holds it, so that no line is lost
@@ -33,10 +33,15 @@ def _shown(character: str) -> str:
     return _SHORT.get(character) or (f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
 
 
+def short(text: object, most: int = LONGEST) -> str:
+    """`text` as `shown`, cut off where it is long."""
+    text = str(text)
+    return shown(text) if len(text) <= most else f"{shown(text[:most])}…"
+
+
 def reason(error: BaseException) -> str:
     """What an error of another library says, in one line that is not long; its type, where it says nothing."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= LONGEST else f"{said[:LONGEST]}…"
+    return short(" ".join(str(error).split()) or type(error).__name__)
 
 
 class Stream:

@@ -18,6 +18,7 @@ from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.data.input_pipeline import Batch
 from alexnet_jax.device import parallel
+from alexnet_jax.files import check_text
 from alexnet_jax.paper.evaluate import Errors
 from alexnet_jax.paper.optim import plateau_after, plateaus
 from alexnet_jax.paper.table import Layers
@@ -61,6 +62,7 @@ def fit(
     """
     if problem := wrong_with_place(str(workdir)):
         raise InputError(f"--workdir={workdir}: must be {problem}")
+    check_text(workdir, f"--workdir={workdir}")
     workdir = Path(workdir).expanduser()
     with contextlib.ExitStack() as held:
         run = set_up(layers, dataset, config, workdir, optimizer, augment, metrics or Metrics(), devices, held)

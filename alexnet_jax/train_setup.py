@@ -5,13 +5,14 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from alexnet_jax.config import LARGEST, Config, InputError, Intervals
+from alexnet_jax.config import LARGEST, Config, InputError, in_steps
 from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.data.input_pipeline import Batch, with_timeout
@@ -47,6 +48,37 @@ class Metrics:
     def __post_init__(self):
         for name in {*self.of_step, *self.of_evaluation} & {*FIELDS}:
             raise InputError(f"the metric {name} needs another name: the log has one of its own")
+
+
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """When a run logs, evaluates and saves, in steps; after its last step it does all three."""
+
+    log: Fraction
+    evaluate: Fraction
+    checkpoint: Fraction
+    last: int
+
+    @classmethod
+    def of(cls, config: Config, steps_per_epoch: Fraction) -> "Intervals":
+        """Those of a run of this config."""
+        texts = (config.log_every, config.evaluate_every, config.checkpoint_every)
+        last = max(1, round(config.epochs * float(steps_per_epoch)))
+        log, evaluate, checkpoint = (in_steps(text, steps_per_epoch) for text in texts)
+        return cls(log, evaluate, checkpoint, last)
+
+    def due(self, step: int) -> Due:
+        """Each where a multiple of its interval has been done for the first time."""
+        every = (self.log, self.evaluate, self.checkpoint)
+        return Due(*(step == self.last or step // of > (step - 1) // of for of in every))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ A .safetensors stands for a run wherever one is asked for: predict --workdir=ale
 """
 
 import dataclasses
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,8 +91,12 @@ def read(options: Options) -> "Trained":
 
 
 def _lines(file: Path) -> tuple[str, ...]:
+    from alexnet_jax.files import read_plain
+
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = io.TextIOWrapper(io.BytesIO(read_plain(file)), encoding="utf-8-sig").read()  # lines of any system
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: is no text in UTF-8 ({error.reason})") from error
     if "\0" in text:  # as in UTF-16; and NumPy drops it at the end of a name

@@ -41,10 +41,12 @@ def changed_json(text: str, rng: random.Random) -> tuple[str, tuple[Any, ...], s
     """The text with one field changed; which, and how."""
     value = json.loads(text)
     path = rng.choice([*fields(value)])
-    kind = rng.choice([*KINDS, "missing", "twice"])
+    kind = rng.choice([*KINDS, "missing", "twice", "under a long name"])
     place = functools.reduce(lambda of, name: of[name], path[:-1], value)
     if kind == "missing":
         del place[path[-1]]
+    elif kind == "under a long name" and isinstance(place, dict):
+        place[path[-1] * 300] = place.pop(path[-1])
     elif kind == "twice" and isinstance(place, dict):
         name, before = path[-1], json.dumps(place[path[-1]])
         place[name] = RAW

@@ -65,6 +65,7 @@ def originals() -> list[tuple[str, bytes]]:
         add("TIFF", picture)
         add("ICO", picture.convert("RGBA"), sizes=[(16, 16)])
     add("ICO", image("RGBA"), sizes=[(16, 16)], bitmap_format="bmp")
+    add("ICO", image("RGB").quantize(8), sizes=[(16, 16)], bitmap_format="bmp")
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
         add("TIFF", image("RGB"), compression=compression, exif=exif)
     add("TIFF", image("CMYK"))

@@ -3,10 +3,10 @@
   python experiments/mutations.py --mutations=1000        10 minutes on two cores
 
 A small run, its answers and its network in one file, and its data set. In a copy one field of one file is changed: it
-is missing, null, of another type, not a number, huge, negative, nested 100,000 deep, too short, too long, there twice.
-Then all that reads the file does what it does for predict, evaluate, continue, weights and verify. Expected: the same
-answers, parameters, images, classes and errors as before, and so exit code 0; or an InputError, exit code 2, whose one
-line names the file and the field. Other ends there must be none.
+is missing, null, of another type, under a long name, not a number, huge, negative, nested 100,000 deep, too short, too
+long, there twice. Then all that reads the file does what it does for predict, evaluate, continue, weights and verify.
+Expected: the same answers, parameters, images, classes and errors as before, and so exit code 0; or an InputError, exit
+code 2, whose one line names the file and the field. Other ends there must be none.
 """
 
 import argparse

@@ -450,11 +450,13 @@ def outcome(function, *arguments):
     [
         (0, None, {"std": 10**400}, "layer 1 std is 1000"),
         (0, None, {"std": True}, "layer 1 std is True; it must be a finite number"),
+        (0, None, {"std": 1e39}, "layer 1 std is 1e+39; it must be a finite number of 32 bits"),
         (0, None, {"window": 5.0}, "layer 1 window is 5.0; it must be a whole number"),
         (0, None, {"padding": [0, 1, 2]}, "layer 1 padding is [0, 1, 2]; it must be a whole number"),
         (0, None, {"then": {"step": "relu"}}, "layer 1: then is {'step': 'relu'}; it must be a list of steps"),
         (4, None, {"window": 3}, "layer 5: a dense layer has no window"),
         (0, 1, {"alpha": "1e-4"}, "layer 1:lrn alpha is '1e-4'; it must be of type float"),
+        (0, 1, {"alpha": -1e39}, "layer 1:lrn alpha is -1e+39; it must be a finite number of 32 bits"),
         (0, 1, {"size": 5.0}, "layer 1:lrn size is 5.0; it must be of type int"),
         (0, 2, {"ceil_mode": 1}, "layer 1:pool ceil_mode is 1; it must be of type bool"),
         (0, 2, {"strides": 2}, "layer 1: the step pool has no strides"),
@@ -466,6 +468,13 @@ def test_what_is_wrong_in_a_row_is_named(number, step, changed, message):
     (rows[number] if step is None else rows[number]["then"][step]).update(changed)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         from_json(rows)
+
+
+@pytest.mark.parametrize(("layers", "steps"), [(2001, 0), (1, 2000), (1001, 1)])
+def test_more_layers_and_steps_than_anybody_writes_are_refused_at_once(layers, steps):
+    row = {"kind": "dense", "features": 3, "then": [{"step": "relu"}] * steps}
+    with pytest.raises(ValueError, match=r"^layers: they have 2,00\d layers and steps; 2,000 are the most$"):
+        from_json([row] * layers)
 
 
 @pytest.mark.parametrize("rows", [None, [], {}, "conv", 3, [[]], [None], [{"kind": ["conv"]}], [{"kind": {}}]])

@@ -92,6 +92,12 @@ def test_help_takes_less_than_half_a_second():
         ("--decay_biases=perhaps", "--decay_biases=perhaps"),
         ("--bach_size=3", "Unknown command line flag 'bach_size'"),
         ("shapes", "shapes: not a flag"),
+        ("--coordinator=somewhere", "--coordinator=somewhere: must be HOST:PORT"),
+        ("--coordinator=:1", "--coordinator=:1: must be HOST:PORT"),
+        ("--coordinator=[::1]:99999", "--coordinator=[::1]:99999: must be HOST:PORT"),
+        ("--num_processes=1000000000", "--num_processes=1000000000: must be at most 65536"),
+        ("--stderrthreshold=low", "flags: --stderrthreshold must be one of"),
+        ("--logger_levels=a:low", "flags: Unknown level: 'low'"),
     ],
 )
 def test_bad_flags_are_one_line_and_start_nothing(tmp_path, flag, message):

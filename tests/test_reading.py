@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,17 @@ import pytest
 from hypothesis import given, strategies
 
 from alexnet_jax.config import InputError
-from alexnet_jax.reading import ArrayForm, Count, Fraction, archive, from_json, read_arrays, read_json
+from alexnet_jax.reading import (
+    LARGEST,
+    ArrayForm,
+    Count,
+    Fraction,
+    archive,
+    from_json,
+    read_arrays,
+    read_json,
+    read_lines,
+)
 
 MUTATIONS = Path(__file__).parents[1] / "experiments" / "mutations.py"
 
@@ -74,6 +85,19 @@ def test_what_does_not_fit_is_named(tmp_path, text, reason):
     assert "\n" not in str(error.value)
 
 
+def test_what_is_larger_than_any_file_of_ours_is_not_read(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('{"step": 1, "more": [' + "[], " * (LARGEST // 4) + "[]]}\n{}\n")
+    with pytest.raises(InputError, match=r"a\.json: cannot be read \(it is larger than 33,554,432 bytes\)"):
+        read_json(file, Form)
+    (_, first), (_, second) = read_lines(file, dict[str, Any])
+    assert str(first) == f"{file}: line 1 cannot be read (it is larger than 33,554,432 bytes)"
+    assert second == {}
+    os.truncate(file, 2**28 + 1)
+    with pytest.raises(InputError, match=r"a\.json: cannot be read \(it is larger than 268,435,456 bytes\)"):
+        next(read_lines(file, dict[str, Any]))
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
 def test_what_is_no_file_is_not_waited_for(tmp_path, make):
     make(tmp_path / "a")
@@ -89,6 +113,32 @@ def test_what_can_be_no_name_of_a_file_is_one_line(tmp_path, name):
         read_json(tmp_path / name, Form)
     with pytest.raises(InputError, match=r"b: cannot be read \("):
         read_arrays(tmp_path / name, FORMS)
+
+
+ODD = {
+    "many names, and one of them twice": lambda: (
+        '{"more": {' + ", ".join(f'"{n}": 0' for n in [*range(200_000), 7]) + "}}"
+    ),
+    "a long name there twice": lambda: '{"more": {' + f'"{"x" * 10**6}": 0, "{"x" * 10**6}": 0' + "}}",
+    "a long name of a long list": lambda: '{"more": {"' + "x" * 10**6 + '": [' + "0, " * 10**5 + '"\\ud800"]}}',
+    "a long text before what is deep": lambda: (
+        '{"more": {"a": "' + "x\\n" * 10**6 + '", "b": ' + "[" * 10**5 + "]" * 10**5 + "}}"
+    ),
+    "lines in a name": lambda: '{"more": {"a\\nb\\u001b[31m": NaN}}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_odd_and_long_is_refused_soon_in_a_short_line(tmp_path, kind):
+    text, file = ODD[kind](), tmp_path / "a.json"
+    file.write_text(text)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(InputError) as error:
+        read_json(file, Form)
+    assert time.process_time() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+    assert len(str(error.value)) < 1000
+    assert str(error.value).isprintable()
 
 
 @given(strategies.binary(max_size=200) | strategies.recursive(
@@ -137,6 +187,8 @@ def test_arrays_come_back_as_archive_and_numpy_wrote_them(tmp_path):
         ("labels", np.array([0, 1, -2]), "there are numbers that are not between 0 and inf"),
         ("name", np.array(3), "it is no text"),
         ("name", np.array("\ud800"), "it is no text"),
+        ("name", np.array([0x7FFFFFFF], np.uint32).view("<U1").reshape(()), "it is no text"),
+        ("name", np.array([0x10FFFF], ">u4").byteswap().view(">U1").reshape(()), "it is no text"),
     ],
 )
 def test_an_array_that_does_not_fit_is_named(tmp_path, name, values, reason):

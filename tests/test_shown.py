@@ -3,6 +3,7 @@
 import csv
 import errno
 import io
+import itertools
 import json
 import os
 import re
@@ -135,6 +136,19 @@ def test_figures_take_every_name_without_a_word(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
     for file in tmp_path.iterdir():
         assert "\u202e" not in file.read_text()
+
+
+def test_curves_are_drawn_of_what_the_lines_say(tmp_path):
+    """Each of these is a line as `log.Line` takes it."""
+    train = {"step": 1, "epoch": 0.5, "split": "train", "loss": 2.0, "top1_error": 0.5}
+    validation = {"step": 2, "epoch": 1.0, "split": "validation", "nll": 2.0, "top1_error": 0.5, "top5_error": 0.1}
+    odd = [{"step": 2}, {"step": 2, "split": "train"}, {"step": 2, "split": "validation", "epoch": 1.0}]
+    fields = itertools.product((train, validation), ("epoch", "loss", "nll"), (None, 1e308))
+    odd += [{**of, name: value} for of, name, value in fields]
+    odd += [{**train, "split": "\x1b", "learning_rate": "x"}, {**train, "learning_rate": []}]
+    for number, lines in enumerate(([], odd, [train, validation], [train, *odd, validation, train])):
+        figures.save_curves(lines, tmp_path / f"{number}.png")
+        assert (tmp_path / f"{number}.png").stat().st_size > 5000
 
 
 def test_tables_have_a_line_for_each_class(tmp_path):

@@ -19,9 +19,10 @@ from conftest import TINY, small_config
 from hypothesis import assume, given, settings, strategies as st
 
 from alexnet_jax import command, features, main, open_dataset, predict, prepare, train, weights
-from alexnet_jax.config import LARGEST, PRESETS, Config, InputError, Intervals, in_steps
+from alexnet_jax.config import LARGEST, PRESETS, Config, InputError, in_steps
 from alexnet_jax.data import datasets
 from alexnet_jax.runs.log import RunLog
+from alexnet_jax.train_setup import Intervals
 
 HELP = f"{sys.executable} -m alexnet_jax.main --help"
 BAD = f"{sys.executable} -m alexnet_jax.main --workdir=run --batch_size=0"
@@ -171,6 +172,7 @@ def run_that_raises(error):
             RuntimeError("RESOURCE_EXHAUSTED: 5 GB\nat"),
             "the device's memory is full, a smaller --batch_size takes less",
         ),
+        (ValueError("Disable jit is not supported in the AOT path"), "JAX_DISABLE_JIT: cannot be set here"),
         (MemoryError(), "memory: there is not enough (of this computer)"),
         (OSError(28, "No space left on device", "a\x1bb"), r"a\u001bb: No space left on device"),
         (InputError("two\nlines \x1b[31m \udcff"), r"two\nlines \u001b[31m \udcff"),
@@ -190,6 +192,14 @@ def test_an_error_of_the_program_is_not_hidden(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["command"])
     with pytest.raises(RuntimeError, match="a bug"):
         run_that_raises(RuntimeError("a bug"))
+
+
+def test_a_setting_of_matplotlib_that_is_none_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "alexnet_jax.predict", f"--workdir={tmp_path}", str(tmp_path / "a.jpg")]
+    process = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "none"})
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: matplotlib: cannot be used with its settings (Key backend: 'none' is not ")
+    assert process.stderr.count("\n") == 1
 
 
 def test_no_place_for_the_builtin_data_set_names_the_variable(monkeypatch, tmp_path):
@@ -236,9 +246,9 @@ def test_what_can_be_no_place_is_refused_wherever_it_is_given(options, name, tex
     [
         ("gs://bucket/run", r"a folder .* mounted as one \(gcsfuse bucket FOLDER\), see docs/clouds.md$"),
         ("s3://bucket/run", r"a folder .* mounted as one \(rclone mount REMOTE:bucket FOLDER\), see docs/clouds.md$"),
-        ("a\0b", "without the character 0"),
+        ("a\0b", "without the character 0"), ("a\udcffb", "text in UTF-8$"),
     ],
-)
+)  # fmt: skip
 def test_what_can_be_no_workdir_of_fit_is_refused(prepared, monkeypatch, tmp_path, workdir, problem):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=f"--workdir={workdir}: must be {problem}"):

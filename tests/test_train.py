@@ -21,7 +21,7 @@ import pytest
 from conftest import CROP, SIZE, TINY, small_config, without_compilation_cache
 
 from alexnet_jax import train, train_setup
-from alexnet_jax.config import InputError, Intervals, in_steps
+from alexnet_jax.config import InputError, in_steps
 from alexnet_jax.data.datasets import open_dataset
 from alexnet_jax.data.input_pipeline import training_batches
 from alexnet_jax.device import onednn, parallel
@@ -32,7 +32,7 @@ from alexnet_jax.paper.table import with_classes
 from alexnet_jax.paper.train_state import init_state
 from alexnet_jax.paper.train_step import make_train_step, papers_augmentation
 from alexnet_jax.runs import checkpoint, log as runlog
-from alexnet_jax.train_setup import Metrics
+from alexnet_jax.train_setup import Intervals, Metrics
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 ONE, TWO = jax.devices()[:1], jax.devices()[:2]

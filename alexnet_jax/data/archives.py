@@ -122,7 +122,7 @@ def tfds_dataset(name: str, data_dir: str) -> Source:
 
 def _builder(folder: str) -> tfds.core.DatasetBuilder:
     """TFDS imports any class that such a folder names: here only its own kinds of features may be named."""
-    left = [json.loads(Path(folder, "features.json").read_text())]
+    left = [json.loads(Path(folder, "features.json").read_bytes())]
     while left:
         part = left.pop()
         if isinstance(part, str) and part.lstrip()[:1] in ("{", "["):  # JSON in JSON

@@ -48,9 +48,9 @@ def cifar10(files: dict[str, Place], path: Path, scratch: Path) -> Source:
         files = {batch: _as_binary(files[batch].read(), scratch / f"{batch}.bin") for batch in (*TRAIN, TEST)}
 
     def items(batch: str) -> list[Item]:
-        file, start, size, _ = files[f"{batch}{end}"]
-        if not size or size % RECORD:
-            raise InputError(f"{path}: {batch}{end} is not whole: {size} bytes")
+        file, start, size, pieces = files[f"{batch}{end}"]
+        if not size or size % RECORD or pieces is not None:
+            raise InputError(f"{path}: {batch}{end} is not whole: {size} bytes{' with holes' * (pieces is not None)}")
         labels = np.frombuffer(files[f"{batch}{end}"].read(), np.uint8)[::RECORD]
         if labels.max() >= len(class_names):
             raise InputError(

@@ -20,6 +20,7 @@ from alexnet_jax.config import InputError
 from alexnet_jax.data import manifest, shapes, shards
 from alexnet_jax.data.images import Pixels, Statistics
 from alexnet_jax.data.writing import write
+from alexnet_jax.files import check_text
 from alexnet_jax.reading import ArrayForm, read_arrays
 from alexnet_jax.shown import say
 
@@ -60,6 +61,7 @@ def open_dataset(name: str | Path) -> Dataset:
     """
     name = str(name)
     path = builtin_shapes() if name == "shapes" else Path(name).expanduser()
+    check_text(path, f"--dataset={name}")
     if not path.is_dir():
         raise InputError(
             f"--dataset={name}: neither a folder nor the built-in data set 'shapes'; "

@@ -11,7 +11,8 @@ from alexnet_jax.files import read_plain
 # What systems and programs leave in folders, beside all that begins with a dot.
 IGNORED = {
     "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "@__thumb", "#recycle", "$recycle.bin",
-    "system volume information", "lost+found", "__pycache__",
+    "system volume information", "lost+found", "__pycache__", "@recycle", "@recently-snapshot", "#snapshot",
+    "~snapshot", "recycler", "found.000", "network trash folder", "temporary items", "@tmp",
 }  # fmt: skip
 
 

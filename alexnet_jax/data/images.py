@@ -12,7 +12,7 @@ from jaxtyping import Float64, UInt8
 from alexnet_jax.config import InputError
 from alexnet_jax.data.pictures import MAX_PIXELS
 from alexnet_jax.data.preprocessing import OWN, Pixels, Preprocessing
-from alexnet_jax.files import read_plain
+from alexnet_jax.files import place, read_plain
 
 JPEG_QUALITY = 95
 
@@ -29,7 +29,7 @@ def read_file(
     picture.
     """
     try:
-        return preprocessing(read_plain(Path(file).expanduser()), size, crop_size, max_pixels)
+        return preprocessing(read_plain(place(file)), size, crop_size, max_pixels)
     except OSError as error:
         raise InputError(f"{file}: {error.strerror or error}") from error
     except ValueError as error:

@@ -203,4 +203,6 @@ def _load(dataset: Dataset, split: str, index: int, out: UInt8[np.ndarray, "size
         ENCODINGS[dataset.encoding].decode(example["image"], out)
     except ValueError as error:
         raise InputError(f"{records.place(index)}: the image is damaged ({error})") from error
+    if not 0 <= example["label"] < len(dataset.class_names):
+        raise InputError(f"{records.place(index)}: its label is {example['label']}, which is no class of the data set")
     return example["label"]

@@ -19,6 +19,7 @@ from alexnet_jax.data.shards import VERSION
 from alexnet_jax.data.sources import SPLITS
 from alexnet_jax.files import sha256
 from alexnet_jax.reading import Count, fitted, read_json
+from alexnet_jax.shown import short
 
 NAME = "manifest.json"
 SHARD = re.compile(r"images-(train|validation|test)\.array_record-\d{5}")
@@ -80,26 +81,26 @@ def read(folder: Path) -> Manifest:
 
 def _check(manifest: Manifest) -> None:
     """Raises ValueError where something is not possible, or does not add up."""
+    for name in manifest.shards:
+        if not SHARD.fullmatch(name):
+            raise ValueError(f"shards: {short(repr(name))} is none")
     if manifest.encoding not in ENCODINGS:
-        raise ValueError(f"encoding: its images are stored as '{manifest.encoding}', which is not known here")
+        raise ValueError(f"encoding: its images are stored as '{short(manifest.encoding)}', which is not known here")
     missing = {"train", "validation"} - set(manifest.images)
     if missing:
         raise ValueError(f"images: it has no split '{missing.pop()}'")
     for split, of_class in manifest.images.items():
         if split not in SPLITS:
-            raise ValueError(f"images: {split!r} is no split")
+            raise ValueError(f"images: {short(repr(split))} is no split")
         if tuple(of_class) != manifest.class_names:
             raise ValueError(f"images of {split}: other classes than those of train")
         if sum(of_class.values()) != sum(manifest.of_split(split).values()):
             raise ValueError(f"images of {split}: are not as many as those of its shards")
         if not any(of_class.values()):
             raise ValueError(f"images of {split}: there are none")
-    for name in manifest.shards:
-        if not SHARD.fullmatch(name):
-            raise ValueError(f"shards: {name!r} is none")
     for name in manifest.files:
         if "/" in name:
-            raise ValueError(f"files: {name!r} is none")
+            raise ValueError(f"files: {short(repr(name))} is none")
 
 
 def verify(folder: Path) -> Manifest:

@@ -5,6 +5,7 @@ has to say of one is an error of one line or nothing.
 """
 
 import contextlib
+import fcntl
 import io
 import logging
 import os
@@ -26,6 +27,8 @@ from alexnet_jax.shown import one_speaks, reason
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "AVIF", "ICO", "PPM", "TGA")
 MAX_PIXELS = 89_478_485  # beyond it Pillow warns that a small file may fill the memory
 JPEG_FACTOR = 4  # a JPEG may have so many times more, since it is decoded at a fraction of its size
+MAX_SCANS = 100  # of a JPEG: programs write up to some twenty, and each takes as long as a picture
+MOST_SAID = 2**24  # bytes, of one picture, by libtiff
 HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 
 UPRIGHT = {
@@ -55,6 +58,8 @@ def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS, *, upr
     try:
         with _settings.of(max_pixels * JPEG_FACTOR if jpeg else max_pixels):
             found = bare(content)
+            if jpeg and (scans := found.image.count(b"\xff\xda")) > MAX_SCANS:
+                raise ValueError(f"it has {scans:,} scans")
             plain, palette = bmp.palette_of(found.image)
             with Image.open(io.BytesIO(plain), formats=formats if palette is None else ("BMP",)) as file:
                 if file.format == "JPEG" and file.width * file.height > max_pixels:
@@ -68,7 +73,10 @@ def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS, *, upr
                 orientation = found.orientation
                 if file.format == "AVIF":  # which Pillow does not turn as the file says, but tells of
                     orientation = orientation_of(file.info.get("exif", b"").removeprefix(b"Exif\0\0"))
-                image = _rgb(file, found) if palette is None else bmp.colored(file, palette)
+                if file.format == "ICO":
+                    image = _rgb(bmp.icon(file, content), found)
+                else:
+                    image = _rgb(file, found) if palette is None else bmp.colored(file, palette)
     except UnidentifiedImageError:
         kinds = [name for name in FORMATS if (accept := Image.OPEN[name][1]) and accept(content[:16])]
         what = (
@@ -179,7 +187,7 @@ def _libtiff() -> Iterator[None]:
         except OSError:  # it is closed
             yield
             return
-        told = os.memfd_create("libtiff") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
+        told = _kept_in_memory() if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
         try:
             try:
                 os.dup2(told, 2)
@@ -187,13 +195,22 @@ def _libtiff() -> Iterator[None]:
             finally:
                 os.dup2(stderr, 2)
                 os.close(stderr)
-            with open(told, "rb", closefd=False) as lines:
-                lines.seek(0)
-                for line in lines:
-                    if bad := re.match(rb"\w*Decode\w*: (?!Warning)(.*)", line):
-                        raise ValueError(bad[1].decode(errors="replace"))
+            length = os.lseek(told, 0, os.SEEK_CUR)
+            for line in os.pread(told, length, 0).splitlines():
+                if bad := re.match(rb"\w*Decode\w*: (?!Warning)(.*)", line):
+                    raise ValueError(bad[1].decode(errors="replace"))
+            if length > MOST_SAID - 4096:
+                raise ValueError(f"libtiff has more than {MOST_SAID:,} bytes to say of it")
         finally:
             os.close(told)
+
+
+def _kept_in_memory() -> int:
+    """A file that takes `MOST_SAID` bytes, and no more."""
+    told = os.memfd_create("libtiff", os.MFD_ALLOW_SEALING)
+    os.ftruncate(told, MOST_SAID)
+    fcntl.fcntl(told, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    return told
 
 
 def _rgb(file: Image.Image, found: Bare) -> Image.Image:

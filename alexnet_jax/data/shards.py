@@ -185,9 +185,11 @@ class Records:
 
     def __init__(self, folder: Path, images: Mapping[str, int]):
         """images: {name of a shard: how many it holds}, in their order. Raises ValueError where one is not there."""
-        for name in images:
+        for name, count in images.items():
             if not (folder / name).is_file():
                 raise ValueError(f"{name} is missing")
+            if count > (folder / name).stat().st_size:  # before memory is taken for as many
+                raise ValueError(f"{name} is too short for the {count:,} images of its manifest")
         # As numbers, so that no file is opened before it is read from; and no text, in which brackets have a meaning.
         self._files = [_Part(str(folder / name), 0, count, count) for name, count in images.items()]
         self._source = ArrayRecordDataSource(self._files)

@@ -4,11 +4,12 @@ Nothing is decoded here, and nothing unpacked but a compressed tar: an image in 
 process can read.
 """
 
+import collections
 import functools
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from alexnet_jax.config import InputError
 from alexnet_jax.data import folders, tars
 from alexnet_jax.data.folders import File
 from alexnet_jax.data.shards import Item
-from alexnet_jax.shown import reason, say
+from alexnet_jax.shown import reason, say, short
 
 SPLITS = {"train": "train|training", "validation": "val|valid|validation|dev", "test": "test|testing"}
 
@@ -60,10 +61,21 @@ def list_files(source: str, scratch: Path) -> list[File]:
     return _unwrapped(files)
 
 
+def list_all(sources: Sequence[str], scratch: Path) -> list[File]:
+    """Those of several sources. One that is named as a split is, as data/train or val.tar, stands for that split."""
+    found: list[File] = []
+    for source in sources:
+        files = list_files(source, scratch)
+        name = re.sub(r"\.(tar|tgz|tbz2?|txz)(\.\w+)?$", "", Path(source).name, flags=re.IGNORECASE)
+        if len(sources) > 1 and split_of(name) and not any(split_of(file.parts[0]) for file in files):
+            files = [file._replace(parts=(name, *file.parts)) for file in files]
+        found += files
+    return found
+
+
 def _in_tar(path: Path, scratch: Path, left_out: list[str]) -> Iterator[File]:
     for name, found in tars.members(tars.uncompressed(path, scratch)):
-        # Nothing of a member's name reaches a file system: ".." and a leading "/" are dropped as names of folders.
-        parts = tuple(part for part in PurePosixPath(name).parts if part not in ("/", ".", ".."))
+        parts = PurePosixPath(name).parts
         if any(map(folders.is_ignored, parts)):
             continue
         if found == "":
@@ -148,6 +160,8 @@ def _by_split(files: list[File]) -> dict[str, dict[str, list[File]]]:
     """{split: {class: files}}, the classes' names checked. Raises InputError for a layout that is not understood."""
     tops = {file.parts[0] for file in files if len(file.parts) > 1 or not file.read}
     has_splits = any(map(split_of, tops))
+    if not has_splits:
+        _check_no_parts(files, tops)
     files = _without_doubled(files) if has_splits else files
     by_split: dict[str, dict[str, list[File]]] = {}
     folder_of: dict[tuple[str, ...], str] = {}  # of a split, or of a class in it: its name as it stands on the disk
@@ -193,6 +207,29 @@ def _by_split(files: list[File]) -> dict[str, dict[str, list[File]]]:
     return by_split
 
 
+def _check_no_parts(files: list[File], tops: set[str]) -> None:
+    """Raises InputError where what would be classes looks like parts of a data set: seg_train beside seg_test, or
+    trainA beside testA; or where there are such parts in the folder of a class.
+    """
+    words = {word: split for split, names in SPLITS.items() for word in names.split("|")}
+    known: dict[tuple[str, ...], dict[str, str]] = {}  # by what else is in the name, of each split the folder
+    for top in sorted(tops):
+        tokens = [token.lower() for token in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", top)]
+        others = tuple(token for token in tokens if token not in words)
+        known.setdefault(others, {}).update({words[token]: top for token in tokens if token in words})
+    inside: dict[str, dict[str, str]] = {}
+    for file in files:
+        if len(file.parts) > (2 if file.read else 1) and (split := split_of(file.parts[1])):
+            inside.setdefault(file.parts[0], {})[split] = "/".join(file.parts[:2])
+    for parts in (*known.values(), *inside.values()):
+        if len(parts) > 1:
+            one, other = map(short, [*parts.values()][:2])
+            raise InputError(
+                f"{one}/ and {other}/ look like parts of a data set; give train/, val/ and test/, each with a folder "
+                "for each class"
+            )
+
+
 def _without_doubled(files: list[File]) -> list[File]:
     """training_set/training_set/cats as training_set/cats: where a split's one folder is named as a split is."""
     inside: dict[str, set[str]] = {}
@@ -213,9 +250,19 @@ def _only_name(what: tuple[str, ...], folder: str, folder_of: dict[tuple[str, ..
     if known != folder:
         kind = f"class '{name}'" if len(what) > 1 else f"{name} part"
         raise InputError(f"two folders for one {kind}: {known!a} and {folder!a}")
-    # TFDS keeps a name a line, stripped.
-    if name != name.strip() or not name or any(unicodedata.category(sign) in ("Cc", "Zl", "Zp") for sign in name):
-        raise InputError(f"class folder {name!r}: its name must not begin or end with a space, or break a line")
+    check_classes([name], "class folder")
+
+
+def check_classes(names: Sequence[str], what: str = "class") -> None:
+    """Raises InputError for a name of a class that cannot be kept: TFDS has a line for each, stripped."""
+    for name, number in collections.Counter(names).items():
+        if number > 1:
+            raise InputError(f"{what} {short(repr(name))}: there are {number} of this name")
+        breaks = any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in name)
+        if name != name.strip() or not name or breaks:
+            raise InputError(
+                f"{what} {short(repr(name))}: its name must not begin or end with a space, or break a line"
+            )
 
 
 def _draw_validation(train: dict[str, list[File]], fraction: float, seed: int) -> dict[str, list[File]]:

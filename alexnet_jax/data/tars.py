@@ -6,7 +6,7 @@ import lzma
 import posixpath
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -48,7 +48,8 @@ class Member(NamedTuple):
 
 
 def members(path: Path, start: int = 0, size: int | None = None) -> list[Member]:
-    """What is in an uncompressed tar, or in the one at a place in `path`; of members of one name the last.
+    """What is in an uncompressed tar, or in the one at a place in `path`; of members of one name the last. Nothing of
+    a name reaches a file system: a leading "/", and ".." above all, are dropped.
 
     Raises tarfile.TarError, or what else tarfile raises for damage.
     """
@@ -56,31 +57,31 @@ def members(path: Path, start: int = 0, size: int | None = None) -> list[Member]
     links: dict[str, str] = {}
     with path.open("rb") as file:
         for member in _headers(file, start, size):
-            found.pop(member.name, None)
-            links.pop(member.name, None)
+            name = _plain(member.name)
+            found.pop(name, None)
+            links.pop(name, None)
             if member.isreg() or member.issparse():
                 pieces = tuple(cast(Any, member.sparse)) if member.issparse() else None
-                found[member.name] = Place(path, start + member.offset_data, member.size, pieces)
+                found[name] = Place(path, start + member.offset_data, member.size, pieces)
             elif member.isdir():
-                found[member.name] = None
+                found[name] = None
             elif member.islnk() or member.issym():
                 outside = member.issym() and member.linkname.startswith("/")
-                folder = posixpath.dirname(_plain(member.name)) if member.issym() else "/"
-                links[member.name] = "" if outside else _plain(f"{folder}/{member.linkname}")
-                found[member.name] = "a second name of what is no file" if member.islnk() else ""
+                folder = posixpath.dirname(name) if member.issym() else "/"
+                links[name] = "" if outside else _plain(f"{folder}/{member.linkname}")
+                found[name] = "a second name of what is no file" if member.islnk() else ""
             else:
-                found[member.name] = "neither a file nor a folder"
-    places = {_plain(name): name for name in found}
-    leads_to = _ends(links, places)
+                found[name] = "neither a file nor a folder"
+    leads_to = _ends(links, found)
     for name, target in leads_to.items():
         if target is None:
             found[name] = "a link to nothing in the archive"
         elif found[name] and isinstance(found[target], Place):
             found[name] = found[target]  # a hard link: two names of one file, as in a folder
-    return [Member(*of) for of in found.items()]
+    return [Member(name[1:], of) for name, of in found.items()]
 
 
-def _ends(links: dict[str, str], places: dict[str, str]) -> dict[str, str | None]:
+def _ends(links: dict[str, str], names: Container[str]) -> dict[str, str | None]:
     """By each link's name, that of what it leads to at last; None: nothing, or itself."""
     ends: dict[str, str | None] = {}
     for link in links:
@@ -89,7 +90,7 @@ def _ends(links: dict[str, str], places: dict[str, str]) -> dict[str, str | None
         while at in links and at not in ends:
             ends[at] = None
             on_the_way.append(at)
-            at = places.get(links[at])
+            at = links[at] if links[at] in names else None
         end = ends[at] if at in links else at
         ends.update(dict.fromkeys(on_the_way, end))
     return ends

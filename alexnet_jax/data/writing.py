@@ -14,7 +14,8 @@ from alexnet_jax.config import InputError
 from alexnet_jax.data import manifest, processes, shards
 from alexnet_jax.data.images import Sums
 from alexnet_jax.data.pictures import MAX_PIXELS
-from alexnet_jax.files import only_process, sha256
+from alexnet_jax.data.sources import check_classes
+from alexnet_jax.files import check_text, only_process, sha256
 from alexnet_jax.reading import archive
 
 NAME = "images"  # of the data set, as TFDS has it
@@ -47,11 +48,13 @@ def write(
 
     Raises:
       InputError: `output` exists or cannot be written, another process writes it, the disk is full, an image cannot be
-        read, or a split or class stays empty.
+        read, a split or class stays empty, or the name of a class cannot be kept.
     """
     processes.end_if_worker()
+    check_classes(class_names)
     output = output.absolute()
-    if output.exists():
+    check_text(output, str(output))
+    if os.path.lexists(output):
         raise InputError(f"{output}: already exists; choose another output or delete it")
     all_shards = [
         shards.Shard(
@@ -70,7 +73,7 @@ def write(
     folder = output.with_name(f"{output.name}.incomplete")
     try:
         with _only_writer(folder):
-            if output.exists():
+            if os.path.lexists(output):
                 raise InputError(f"{output}: already exists; another process wrote it meanwhile")
             shards.write_missing(folder, all_shards, workers, progress)
             counts, skipped = _finish(folder, all_shards)
@@ -149,7 +152,7 @@ def _finish(folder: Path, written: list[shards.Shard]) -> tuple[dict[str, int], 
         "shards": {name: values for name, (_, values) in files.items()},
         "files": {file.name: sha256(file) for file in others},
     }
-    (folder / manifest.NAME).write_text(manifest.text(values))
+    (folder / manifest.NAME).write_text(manifest.text(values), encoding="utf-8")
     for name, (shard, _) in files.items():
         os.replace(folder / f"{shard.name}.shard", folder / name)
     for left in {*folder.iterdir()} - {folder / name for name in (manifest.NAME, *files)} - {*others}:

@@ -1,7 +1,10 @@
 """Caffe's files, read without Caffe: protocol buffers, of which the fields that are used are declared here."""
 
 import collections
+import contextlib
 import functools
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +14,8 @@ from google.protobuf.message import DecodeError
 from jaxtyping import Float
 
 from alexnet_jax.config import InputError
+from alexnet_jax.files import read_plain
+from alexnet_jax.shown import reason, short
 
 # caffe.proto of BVLC/caffe: message → (field, number, type, repeated). Of the two lists of layers, the older one has
 # numbers for types.
@@ -68,14 +73,18 @@ class Network(NamedTuple):
 
 def read_network(file: Path) -> Network:
     """Raises InputError where it is damaged."""
-    network = _parsed(file, "NetParameter")
-    layers = [*network.layers, *network.layer]
-    twice = [name for name, number in collections.Counter(of.name for of in layers if of.blobs).items() if number > 1]
-    if twice:
-        raise InputError(f"{file}: has two layers {twice[0]}")
-    blobs = {layer.name: [_array(blob, file) for blob in layer.blobs] for layer in layers if layer.blobs}
-    kinds = [_KINDS[layer.type] for layer in layers if layer.type in _KINDS]
-    by_name = "caffenet" in network.name.lower()  # where only the layers with blobs are kept
+    with _named(file):
+        network = message("NetParameter").FromString(read_plain(file))
+        layers = [*network.layers, *network.layer]
+        if not all(isinstance(of.name, str) for of in (network, *layers)):  # protobuf then gives bytes
+            raise ValueError("a name in it is no text")
+        names = collections.Counter(of.name for of in layers if of.blobs)
+        for name, number in names.items():
+            if number > 1:
+                raise ValueError(f"has two layers {short(name)}")
+        blobs = {layer.name: [_array(blob) for blob in layer.blobs] for layer in layers if layer.blobs}
+        kinds = [_KINDS[layer.type] for layer in layers if layer.type in _KINDS]
+        by_name = "caffenet" in network.name.lower()  # where only the layers with blobs are kept
     return Network(blobs, kinds[0] == "pool" if len(set(kinds)) == 2 else by_name)
 
 
@@ -83,7 +92,8 @@ def read_mean(file: Path) -> Float[np.ndarray, "height width 3"]:
     """The mean image of a .binaryproto, as RGB. Raises InputError where it is damaged, or no colour image of
     finite numbers.
     """
-    mean = _array(_parsed(file, "BlobProto"), file)
+    with _named(file):
+        mean = _array(message("BlobProto").FromString(read_plain(file)))
     mean = mean[0] if mean.ndim == 4 and len(mean) == 1 else mean
     if mean.ndim != 3 or mean.shape[0] != 3:
         raise InputError(f"{file}: holds no colour image, but numbers of the shape {mean.shape}")
@@ -92,16 +102,20 @@ def read_mean(file: Path) -> Float[np.ndarray, "height width 3"]:
     return mean[::-1].transpose(1, 2, 0)
 
 
-def _parsed(file: Path, name: str) -> Any:
+@contextlib.contextmanager
+def _named(file: Path) -> Iterator[None]:
     try:
-        return message(name).FromString(file.read_bytes())
-    except DecodeError as error:
-        raise InputError(f"{file}: is damaged, or no file of Caffe's ({error})") from error
+        yield
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except (DecodeError, ValueError) as error:  # a name that is no text, a shape that no array has
+        raise InputError(f"{file}: is damaged, or no file of Caffe's ({reason(error)})") from error
 
 
-def _array(blob: Any, file: Path) -> Float[np.ndarray, "..."]:
+def _array(blob: Any) -> Float[np.ndarray, "..."]:
+    """Raises ValueError where there are not as many numbers as its shape says."""
     shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
     values = np.array(blob.data, np.float32)
-    if min(shape) < 0 or int(np.prod(shape, dtype=object)) != values.size:
-        raise InputError(f"{file}: is damaged: {values.size} numbers where the shape is {shape}")
+    if len(shape) > 8 or min(shape) < 0 or math.prod(shape) != values.size:
+        raise ValueError(f"{values.size} numbers where the shape is {shape}")
     return values.reshape(shape)

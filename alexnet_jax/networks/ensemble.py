@@ -103,7 +103,8 @@ def averaged(all_answers: Sequence[Answers], weights: Sequence[float] = ()) -> A
     """The mean of the softmax outputs, weighted if there are weights. Raises InputError where the images differ."""
     first, *others = all_answers
     for other in others:
-        if (other.data, other.class_names) != (first.data, first.class_names):
+        same = (other.data, other.class_names) == (first.data, first.class_names)
+        if not same or not np.array_equal(other.labels, first.labels):
             raise InputError(f"{other.name}: is of other images or classes than {first.name}")
     shares = np.array(weights or [1.0] * len(all_answers)) / (sum(weights) or len(all_answers))
     probabilities = sum(

@@ -100,7 +100,10 @@ def _from_other(
     found: dict[str, np.ndarray] = {}
     shapes = _flattened_from(layers, crop_size)
     for name, layer in named(layers).items():
-        weight, bias = (np.asarray(blob, np.float32) for blob in blobs[name])
+        if any(map(np.iscomplexobj, blobs[name])):
+            raise InputError(f"{file}: {name} has complex numbers")
+        with np.errstate(over="ignore"):  # what becomes infinite is refused later
+            weight, bias = (np.asarray(blob, np.float32) for blob in blobs[name])
         bias = bias.reshape(-1)
         if isinstance(layer, Conv):
             if weight.ndim != 4 or (not found and weight.shape[1] != 3):  # the first one is of colours

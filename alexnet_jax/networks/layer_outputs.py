@@ -1,5 +1,6 @@
 """What a trained network says of pictures: the outputs of its layers as features, of a whole split, and their files."""
 
+import contextlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from alexnet_jax.config import InputError
 from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.device import xla
+from alexnet_jax.files import partial_of
 from alexnet_jax.networks.network import Trained
 from alexnet_jax.paper.table import named, output_names, step_names
 
@@ -79,10 +81,10 @@ class Rows:
 
     def __init__(self, file: Path):
         self.file, self.count, self.shape = file, 0, ()
-        self._partial = file.with_name(f"{file.name}.partial")
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> "Rows":
-        self._opened = self._partial.open("wb")
+        self._partial, self._opened = self._held.enter_context(partial_of(self.file))
         return self
 
     def append(self, rows: Float[np.ndarray, "rows ..."]) -> None:
@@ -99,23 +101,18 @@ class Rows:
         np.lib.format.write_array_header_1_0(self._opened, head)
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        try:
-            with self._opened:
-                if self.count:
-                    self._write_head()
+        with self._held:
             if kind is None and self.count:
+                self._write_head()
+                self._opened.flush()
                 self._partial.replace(self.file)
-        finally:
-            self._partial.unlink(missing_ok=True)
 
 
 def write_archive(parts: Mapping[str, Path], file: Path) -> None:
     """An .npz of .npy files, by the names of its arrays."""
-    partial = file.with_name(f"{file.name}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
+    with partial_of(file) as (partial, written):
+        with zipfile.ZipFile(written, "w", allowZip64=True) as archive:
             for name, part in parts.items():
                 archive.write(part, f"{name}.npy")
+        written.flush()
         partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -7,12 +7,13 @@ import jax
 
 from alexnet_jax.config import InputError
 from alexnet_jax.networks import one_file, pretrained
-from alexnet_jax.networks.network import Trained, built
+from alexnet_jax.networks.network import Trained, built, check_mean
 from alexnet_jax.paper.evaluate import all_class_names
 from alexnet_jax.paper.table import Layers
 from alexnet_jax.paper.written import differences, listed, to_json
 from alexnet_jax.runs import workdir
-from alexnet_jax.runs.checkpoint import Checkpoints, Damaged
+from alexnet_jax.runs.checkpoint import Checkpoints
+from alexnet_jax.runs.errors import Damaged
 
 
 def load(
@@ -59,6 +60,7 @@ def _of_file(file: Path, checkpoint: str, steps: Mapping[str, Callable] | None) 
 def _of_run(folder: Path, checkpoint: str, steps: Mapping[str, Callable] | None) -> Trained:
     facts = workdir.read(folder, steps)
     net, like = built(folder / workdir.CONFIG, facts.layers, facts.config)
+    check_mean(folder / workdir.FACTS, facts.mean_image, facts.config)
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     try:
         step = checkpoints.step_of(checkpoint)

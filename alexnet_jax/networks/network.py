@@ -26,6 +26,7 @@ from alexnet_jax.paper.augment import center_view, subtract_mean
 from alexnet_jax.paper.model import AlexNet, configured_network, outputs
 from alexnet_jax.paper.table import Layers, output_names
 from alexnet_jax.paper.train_state import shapes_of_params
+from alexnet_jax.shown import short
 
 # Files, or pixels (height, width, 3), uint8, of any sizes.
 Pictures = Sequence[str | Path | bytes | np.ndarray] | np.ndarray | Array
@@ -209,6 +210,14 @@ def built(file: Path, layers: Layers, config: Config) -> tuple[AlexNet, PyTree]:
         raise InputError(f"{file}: its network cannot be built (layers: {_first_line(error)})") from error
 
 
+def check_mean(file: Path, mean_image: np.ndarray, config: Config) -> None:
+    """Raises InputError where the network's images are smaller than what it sees of them."""
+    if len(mean_image) < config.crop_size:
+        raise InputError(
+            f"{file}: its mean_image of {len(mean_image)} pixels is smaller than crops of {config.crop_size}"
+        )
+
+
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
@@ -228,20 +237,20 @@ def network_of_arrays(
     Raises InputError, naming the file and the parameter, where one does not fit the table.
     """
     net, like = built(file, layers, config)
-    if len(mean_image) < config.crop_size:
-        raise InputError(
-            f"{file}: its mean_image of {len(mean_image)} pixels is smaller than crops of {config.crop_size}"
-        )
+    check_mean(file, mean_image, config)
     if len(class_names) != layers[-1].features:
         raise InputError(f"{file}: has {layers[-1].features} outputs, and {len(class_names)} class names")
     shapes = {name: leaf.shape for name, leaf in flatten_dict(like, sep="/").items()}
     for name in sorted({*shapes, *parameters}):
         if name not in shapes or name not in parameters:
-            raise InputError(f"{file}: {name} {'is one too many' if name in parameters else 'is missing'}")
+            raise InputError(f"{file}: {short(name)} {'is one too many' if name in parameters else 'is missing'}")
         if parameters[name].shape != shapes[name]:
             raise InputError(f"{file}: {name} has the shape {parameters[name].shape}, where {shapes[name]} is expected")
     for name, values in {**parameters, "mean_image": mean_image}.items():
-        if not np.isfinite(values).all():
-            raise InputError(f"{file}: {name} is not finite")
+        if np.iscomplexobj(values):
+            raise InputError(f"{file}: {name} has complex numbers")
+        with np.errstate(over="ignore"):
+            if not np.isfinite(np.asarray(values, np.float32)).all():
+                raise InputError(f"{file}: {name} is not finite")
     params = unflatten_dict({name: jnp.asarray(of, jnp.float32) for name, of in parameters.items()}, sep="/")
     return Trained(file, step, config, "", class_names, np.asarray(mean_image), net, params, preprocessing)

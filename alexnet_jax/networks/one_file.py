@@ -16,11 +16,12 @@ from flax.traverse_util import flatten_dict
 
 from alexnet_jax.config import InputError
 from alexnet_jax.data.preprocessing import OWN, Preprocessing
-from alexnet_jax.files import versions, write_whole
+from alexnet_jax.files import check_plain, versions, write_whole
 from alexnet_jax.networks.network import Trained, network_of_arrays
 from alexnet_jax.paper.written import differences, listed, to_json
 from alexnet_jax.reading import Count, checksum, from_json
 from alexnet_jax.runs.workdir import Content, config_of, settings_of_version_01, table_of, written_table
+from alexnet_jax.shown import reason, short
 
 FORMATS = ("alexnet_jax 2", "alexnet_jax 1")  # in the metadata of our own files; the second is of version 0.1
 CARD = "card"
@@ -86,7 +87,7 @@ def _check_sums(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping
     now = {CARD: _sum(metadata[CARD]), **{name: checksum(values) for name, values in tensors.items()}}
     for name, of in now.items():
         if sums.get(name, of) != of:
-            raise InputError(f"{file}: {name} is not what was written, by its checksums")
+            raise InputError(f"{file}: {short(name)} is not what was written, by its checksums")
 
 
 def _sum(text: str) -> str:
@@ -95,13 +96,12 @@ def _sum(text: str) -> str:
 
 def read_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata. Raises InputError where the file is damaged; nothing in it is run."""
+    check_plain(file)
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError:
-        raise InputError(f"{file}: is not there") from None
     except Exception as error:  # the library has types of its own
-        raise InputError(f"{file}: is damaged, or no .safetensors ({error})") from error
+        raise InputError(f"{file}: is damaged, or no .safetensors ({reason(error)})") from error
 
 
 def is_ours(file: Path) -> bool:

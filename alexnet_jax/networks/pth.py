@@ -20,8 +20,9 @@ from jaxtyping import Shaped
 
 from alexnet_jax import pickles
 from alexnet_jax.config import InputError
+from alexnet_jax.files import check_plain
 from alexnet_jax.pickles import Maker, Stub
-from alexnet_jax.shown import reason
+from alexnet_jax.shown import reason, short
 
 LARGEST = 2**24  # bytes of the pickles: those of a network have a few thousand
 _ZIP = b"PK\x03\x04"
@@ -108,8 +109,7 @@ def read(file: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     Memory is taken for what the file holds at most. Raises InputError, which names the file, and the tensor where it
     is of one, if it is damaged, or holds something else.
     """
-    if not file.is_file():
-        raise InputError(f"{file}: is {'no plain file' if file.exists() else 'not there'}")
+    check_plain(file)
     try:
         with file.open("rb") as opened:
             state = (_of_zip if opened.read(len(_ZIP)) == _ZIP else _legacy)(opened, file.stat().st_size)
@@ -135,12 +135,12 @@ def _arrays(state: Any) -> dict[str, np.ndarray]:
     for name, tensor in tensors.items():
         if type(tensor) is not _Tensor or type(name) is not str:
             raise InputError(
-                f"is no state dict of tensors ({name} in it is of type {type(tensor).__name__.strip('_')})"
+                f"is no state dict of tensors ({short(name)} in it is of type {type(tensor).__name__.strip('_')})"
             )
         try:
             found[name] = tensor.array()
         except Exception as error:  # as above
-            raise InputError(f"is damaged ({name}: {reason(error)})") from error
+            raise InputError(f"is damaged ({short(name)}: {reason(error)})") from error
     return found
 
 

@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import math
 import reprlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from alexnet_jax.config import LARGEST_FACTOR
 from alexnet_jax.paper.layers import STEPS
 from alexnet_jax.paper.table import NAMES, Conv, Dense, Layers, Local, Step, check, named
 
+MOST = 2000  # layers and steps of one network
 KINDS = {"conv": Conv, "local": Local, "dense": Dense}
 Written = list[dict[str, Any]]
 
@@ -69,6 +70,7 @@ def as_written(rows: Any) -> Written:
     """
     if not isinstance(rows, list) or not rows:
         raise ValueError("a network is written as a list of layers")
+    parts = len(rows)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or row.get("kind") not in [*KINDS]:  # a list, since a kind may be anything
             raise ValueError(f"layer {number}: its kind must be one of {', '.join(KINDS)}")
@@ -78,6 +80,9 @@ def as_written(rows: Any) -> Written:
         for step in then:
             if not isinstance(step, dict) or not isinstance(step.get("step"), str):
                 raise ValueError(f"layer {number}: then: {_short(step)} is no step")
+        parts += len(then)
+    if parts > MOST:  # each takes milliseconds to look at
+        raise ValueError(f"layers: they have {parts:,} layers and steps; {MOST:,} are the most")
     return rows
 
 
@@ -93,7 +98,7 @@ def _layer(row: dict[str, Any], name: str, steps: Mapping[str, Callable]) -> Con
         if field in ("kind", "then"):
             continue
         if field not in types:
-            raise ValueError(f"{name}: a {row['kind']} layer has no {field}")
+            raise ValueError(f"{name}: a {row['kind']} layer has no {_text(field)}")
         values[field] = _number(value, types[field], f"{name} {field}")
     missing = [of.name for of in types.values() if of.default is dataclasses.MISSING and of.name not in values]
     if missing:
@@ -103,9 +108,9 @@ def _layer(row: dict[str, Any], name: str, steps: Mapping[str, Callable]) -> Con
 
 def _number(value: Any, field: dataclasses.Field, what: str) -> Any:
     if field.type is float:
-        if type(value) in (int, float) and abs(value) <= sys.float_info.max:
+        if type(value) in (int, float) and abs(value) <= LARGEST_FACTOR:
             return float(value)
-        raise ValueError(f"{what} is {_short(value)}; it must be a finite number")
+        raise ValueError(f"{what} is {_short(value)}; it must be a finite number of 32 bits")
     if field.name == "padding" and isinstance(value, list) and [*map(type, value)] == [int, int]:
         return tuple(value)
     if type(value) is int:
@@ -121,7 +126,9 @@ def _step(row: dict[str, Any], layer: str, steps: Mapping[str, Callable]) -> Ste
         given = f"load(…, steps={{'{_text(last)}': …}})"
         raise ValueError(f"{layer}: its step {_text(name)} is not known here; in code of one's own, give {given}")
     types = getattr(function, "__annotations__", {})
-    keywords = {key: _value(of, types.get(key), f"{layer}:{name} {key}") for key, of in row.items() if key != "step"}
+    keywords = {
+        key: _value(of, types.get(key), f"{layer}:{name} {_text(key)}") for key, of in row.items() if key != "step"
+    }
     try:
         return Step.of(functools.partial(function, **keywords))
     except ValueError as error:
@@ -132,6 +139,8 @@ def _value(value: Any, kind: Any, what: str) -> Any:
     """A keyword of a step, of the type that its function says, where it says int, float or bool."""
     if kind in (int, float, bool) and type(value) is not kind and not (kind is float and type(value) is int):
         raise ValueError(f"{what} is {_short(value)}; it must be of type {kind.__name__}")
+    if isinstance(value, float) and LARGEST_FACTOR < abs(value) < math.inf:
+        raise ValueError(f"{what} is {_short(value)}; it must be a finite number of 32 bits")
     if isinstance(value, list):
         return tuple(_value(of, None, what) for of in value)
     return _plain(value, what)
@@ -152,9 +161,10 @@ def differences(was: Written, now: Written) -> list[str]:
     found = []
     for name, before, after in zip(names[0], was, now, strict=True):
         found += _changed(name, {**before, "then": ""}, {**after, "then": ""})
-        steps = [", ".join(step["step"] for step in row.get("then", [])) or "none" for row in (before, after)]
+        steps = [[step["step"] for step in row.get("then", [])] for row in (before, after)]
         if steps[0] != steps[1]:
-            found.append(f"{name} steps were {steps[0]}, are {steps[1]}")
+            were, are = (", ".join(map(_text, of[:20])) + ", …" * (len(of) > 20) or "none" for of in steps)
+            found.append(f"{name} steps were {were}, are {are}")
             continue
         for one, other in zip(before.get("then", []), after.get("then", []), strict=True):
             found += _changed(f"{name}:{one['step'].rpartition('.')[2]}", one, other)
@@ -173,7 +183,7 @@ def _text(value: Any) -> str:
 
 def _changed(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return [
-        f"{name} {field} was {_text(before.get(field, 'unset'))}, is {_text(after.get(field, 'unset'))}"
+        f"{name} {_text(field)} was {_text(before.get(field, 'unset'))}, is {_text(after.get(field, 'unset'))}"
         for field in {**before, **after}
         if before.get(field, "unset") != after.get(field, "unset")
     ]

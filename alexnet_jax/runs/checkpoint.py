@@ -5,14 +5,15 @@ Each has three items: `params`, all that it takes to use the network; `optimizer
 error, by which the best one is found.
 """
 
-import contextlib
 import copy
 import functools
 import itertools
 import math
+import os
+import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,17 +26,16 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from alexnet_jax.config import InputError
 from alexnet_jax.device import parallel
+from alexnet_jax.files import check_text
 from alexnet_jax.paper.train_state import TrainState
 from alexnet_jax.paper.written import Written, as_written, differences, listed
 from alexnet_jax.reading import Positive, read_json
 from alexnet_jax.runs import states
+from alexnet_jax.runs.errors import Damaged, as_damaged, named_errors, report_lost_error
 from alexnet_jax.shown import say
 
+_STEP = re.compile("0|[1-9][0-9]*")  # the name of one's folder
 _REMOVED = ".removed"  # the folder, in that of the checkpoints, of those that are not kept
-
-
-class Damaged(Exception):
-    """A checkpoint cannot be read."""
 
 
 class _Metrics(msgspec.Struct):
@@ -57,6 +57,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2, *, read_only: bool = False):
+        check_text(folder, str(folder))
         self._options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,  # what a kill left half-written is removed at the next start
             todelete_subdir=_REMOVED,  # renamed first, so that a kill leaves none half-removed
@@ -81,15 +82,15 @@ class Checkpoints:
     def _manager(self) -> ocp.CheckpointManager:
         """Of orbax, which saves; made once damaged checkpoints are set aside, since it does not start with any."""
         self._before = sys.unraisablehook
-        sys.unraisablehook = functools.partial(_report_lost_error, self._before)
+        sys.unraisablehook = functools.partial(report_lost_error, self._before)
         self._remove_old()
-        with _named_errors(self._folder, "opened"):
+        with named_errors(self._folder, "opened"):
             return ocp.CheckpointManager(self._folder.absolute(), options=self._options, item_handlers=self._handlers)
 
     def _steps(self) -> list[int]:
         """Of those on the disk, complete ones."""
         found = self._folder.iterdir() if self._folder.is_dir() else ()
-        return sorted(int(place.name) for place in found if place.name.isdecimal() and place.is_dir())
+        return sorted(int(place.name) for place in found if _STEP.fullmatch(place.name) and place.is_dir())
 
     def save(
         self, step: int, state: TrainState, layers: Written, log: Mapping[str, Any], top1_error: float = math.inf
@@ -100,7 +101,7 @@ class Checkpoints:
         """
         manager = self._manager
         params, optimizer = states.on_host((state.params, {"step": state.step, "state": state.opt_state}))
-        with _named_errors(self._folder):
+        with named_errors(self._folder):
             manager.wait_until_finished()  # with the one before, which takes room too
         self._remove_old()
         needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer))), self._free()
@@ -112,7 +113,7 @@ class Checkpoints:
             optimizer=ocp.args.StandardSave(optimizer, custom_metadata=states.sums(optimizer)),
             log=ocp.args.JsonSave({**copy.deepcopy(dict(log)), "crc32": states.crc(log)}),  # while the caller goes on
         )
-        with _named_errors(self._folder):
+        with named_errors(self._folder):
             if not manager.save(step, args=items, metrics={"top1_error": top1_error}):
                 raise ValueError(f"orbax did not take that of step {step}")
 
@@ -180,7 +181,8 @@ class Checkpoints:
         parallel.wait_for_all("restored")
         for step, error in damaged.items() if parallel.is_first_host() else ():
             place = self._folder / str(step)
-            aside = next(name for n in itertools.count() if not (name := Path(f"{place}.damaged{n or ''}")).exists())
+            names = (Path(f"{place}.damaged{number or ''}") for number in itertools.count())
+            aside = next(name for name in names if not os.path.lexists(name))
             place.rename(aside)
             say(f"warning: {place}: is damaged ({error}); it is now {aside}", error=True)
         parallel.wait_for_all("set aside")
@@ -202,11 +204,13 @@ class Checkpoints:
         """
         params = self.restore_params(step, like.params, layers)
         optimizer = self._item(step, "optimizer", {"step": like.step, "state": like.opt_state})
+        if (of := int(optimizer["step"])) != step:
+            raise Damaged(f"optimizer: is of step {of}")
         return TrainState(optimizer["step"], params, optimizer["state"]), self._log(step)
 
     def _log(self, step: int) -> dict[str, Any]:
         file = self._folder / str(step) / "log" / "metadata"
-        with _as_damaged(file):
+        with as_damaged(file):
             log = read_json(file, dict[str, Any], finite=False)
             found = log.pop("crc32", "unknown" if "sums" in log else "")  # of the first days of version 0.2
             if found not in ("unknown", states.crc(log)):
@@ -224,7 +228,7 @@ class Checkpoints:
     def _item(self, step: int, name: str, like: PyTree, layers: Written | None = None) -> PyTree:
         folder = self._folder / str(step)
         place, wanted, like = folder / name, like, states.shapes(like)
-        with _as_damaged(place):
+        with as_damaged(place):
             metadata = self._handlers[name].metadata(place.absolute())
             saved = dict(metadata.custom_metadata)
             if saved.get("form_crc32", form := states.form_crc(metadata.tree, saved.get("layers"))) != form:
@@ -233,7 +237,7 @@ class Checkpoints:
         if layers is not None and (differing := differences(table, layers)):
             raise InputError(f"{folder}: is of another network: {listed(differing)}")
         states.compare(folder, name, metadata.tree, like)
-        with _as_damaged(place):
+        with as_damaged(place):
             args = ocp.args.StandardRestore(jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like))
             found = self._handlers[name].restore(place.absolute(), args=args)
             if saved["crc32"] != states.digest(found):  # TensorStore does not notice a changed byte
@@ -243,10 +247,10 @@ class Checkpoints:
     def _params_of_version_01(self, step: int, like: PyTree) -> PyTree:
         like, folder = {"params": states.shapes(like)}, self._folder / str(step)
         place = (folder / "state").absolute()
-        with _as_damaged(place):
+        with as_damaged(place):
             tree = self._handlers["state"].metadata(place).tree["params"]
         states.compare(folder, "params", tree, like["params"])
-        with _as_damaged(place):
+        with as_damaged(place):
             types = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), like)
             args = ocp.args.PyTreeRestore(like, restore_args=types, partial_restore=True)
             return self._handlers["state"].restore(place, args=args)["params"]
@@ -259,34 +263,8 @@ class Checkpoints:
         """Waits until what is being saved is on disk. Raises InputError where it could not be written."""
         if "_manager" in vars(self):
             try:
-                with _named_errors(self._folder):
+                with named_errors(self._folder):
                     self._manager.close()
                 self._remove_old()
             finally:
                 sys.unraisablehook = self._before
-
-
-def _report_lost_error(before: Callable[[Any], Any], lost: Any) -> None:
-    """Where a write fails, orbax ends its loop, and TensorStore's threads then complain to it, each with a page."""
-    if str(lost.exc_value) != "Event loop is closed":
-        before(lost)
-
-
-@contextlib.contextmanager
-def _as_damaged(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # orbax and TensorStore raise many types for damaged files
-        raise Damaged(f"{place.name}: {_reason(error)}") from error
-
-
-@contextlib.contextmanager
-def _named_errors(folder: Path, what: str = "written") -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # of many types: a full disk is a ValueError of TensorStore
-        raise InputError(f"{folder}: the checkpoint cannot be {what} ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).split("\n")[0].split(": ")[-1]

@@ -13,11 +13,12 @@ import msgspec
 import tensorboardX
 
 from alexnet_jax.config import InputError
-from alexnet_jax.files import write_whole
+from alexnet_jax.files import named_in_errors, write_whole
 from alexnet_jax.reading import Count, Fraction, Positive, read_lines
 from alexnet_jax.shown import progress, say, shown
 
 METRICS = "metrics.jsonl"
+NAMED = 20  # bad lines, one by one
 # What its lines have; other numbers need other names.
 FIELDS = (
     "step", "epoch", "split", "loss", "top1_error", "top5_error", "nll", "examples", "learning_rate", "rate_scale",
@@ -131,7 +132,7 @@ class RunLog:
 
     def _write(self, step: int, split: str, values: Mapping[str, float | None]) -> None:
         line = {"step": step, "epoch": step / self._steps_per_epoch, "split": split, **values}
-        with self.file.open("a") as file:
+        with named_in_errors(self.file), self.file.open("a") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in values.items():
             if value is not None:
@@ -139,7 +140,7 @@ class RunLog:
 
     def flush(self) -> None:
         """Waits until all lines are on the disk: before the checkpoint that they go with."""
-        with self.file.open("a") as file:
+        with named_in_errors(self.file), self.file.open("a") as file:
             os.fsync(file.fileno())
 
     def close(self) -> None:
@@ -185,9 +186,11 @@ def _set_bad_lines_aside(file: Path, steps: int) -> None:
     for number, (line, said) in enumerate(read_lines(file, Line), start=1):
         if not isinstance(said, InputError) and said["step"] > steps:
             said = InputError(f"{file}: line {number} cannot be read (step: is {said['step']} of {steps})")
-        if isinstance(said, InputError):
+        if isinstance(said, InputError) and len(bad) < NAMED:
             say(f"warning: {said}; it is now in {file}.damaged", error=True)
         (bad if isinstance(said, InputError) else good).append(line + b"\n")
+    if len(bad) > NAMED:
+        say(f"warning: {file}: so are {len(bad) - NAMED:,} lines more", error=True)
     if bad:
         with file.with_name(f"{file.name}.damaged").open("ab") as aside:
             aside.write(b"".join(bad))

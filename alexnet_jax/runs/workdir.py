@@ -18,7 +18,7 @@ from alexnet_jax.paper.architectures import ARCHITECTURES
 from alexnet_jax.paper.table import Layers, with_classes
 from alexnet_jax.paper.written import Written, as_written, differences, from_json, listed
 from alexnet_jax.reading import ArrayForm, Count, archive, fitted, read_arrays, read_json
-from alexnet_jax.shown import say
+from alexnet_jax.shown import say, short
 
 CONFIG, FACTS, ORIGIN = "config.json", "data.npz", "init.json"
 # Of the two arrays that say what images a network is for.
@@ -67,7 +67,7 @@ def config_of(fields: dict[str, Any], what: str) -> Config:
     with `what`, where one is not known, or its value not possible.
     """
     for field in fields.keys() - {of.name for of in dataclasses.fields(Config)}:
-        raise InputError(f"{what} cannot be read (config.{field}: is not known here)")
+        raise InputError(f"{what} cannot be read (config.{short(field)}: is not known here)")
     return fitted(fields, Config, what, "config")
 
 
@@ -99,10 +99,13 @@ class Run:
         """From this run to another one: in all that decides what is computed. The data set may lie elsewhere."""
         idle = {field.name for field in dataclasses.fields(Config) if not field.metadata["decides"]}
         before, after = self.config.to_json(), now.config.to_json()
-        found = [f"{of} was {before[of]}, is {after[of]}" for of in sorted({*before} - idle) if before[of] != after[of]]
+        changed = [of for of in sorted({*before} - idle) if before[of] != after[of]]
+        found = [f"{of} was {short(before[of])}, is {short(after[of])}" for of in changed]
         if self.data != now.data:
             others = " with other images" if self.dataset == now.dataset else ""
-            found.append(f"dataset was {self.dataset}{others}, is {now.dataset} (by data, of its statistics.npz)")
+            found.append(
+                f"dataset was {short(self.dataset)}{others}, is {now.dataset} (by data, of its statistics.npz)"
+            )
         for of in ("augment", "optimizer"):
             if (of in self.own) != (of in now.own):
                 was, now_is = ("one's own" if of in run.own else "the paper's" for run in (self, now))
@@ -181,7 +184,7 @@ def settings_of_version_01(content: Content, outputs: int, file: Path) -> tuple[
     """
     old = fitted(content.config, _OfVersion01, f"{file}:", "config")
     if old.architecture not in ARCHITECTURES:
-        raise InputError(f"{file}: its architecture '{old.architecture}' is unknown here")
+        raise InputError(f"{file}: its architecture '{short(old.architecture)}' is unknown here")
     fields = {name: of for name, of in content.config.items() if name not in _OfVersion01.__struct_fields__}
     config = config_of(fields, f"{file}:")
     say(f"{file}: of version 0.1; its network is taken to be what '{old.architecture}' is today")
@@ -253,5 +256,5 @@ def taken_over(workdir: Path, parameters: Collection[str]) -> list[str]:
         if (saved.taken + saved.new).count(name) != 1:
             raise InputError(f"{file}: cannot be read (taken, new: must name {name} once)")
     for name in {*saved.taken, *saved.new} - {*parameters}:
-        raise InputError(f"{file}: cannot be read (taken, new: the network has no {name})")
+        raise InputError(f"{file}: cannot be read (taken, new: the network has no {short(name)})")
     return saved.taken

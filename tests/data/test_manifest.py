@@ -120,6 +120,7 @@ SHARD = "images-train.array_record-00000"
         (["images", "../x"], {"red": 0, "green": 0}), (["shards"], None), (["shards"], "all"), (["shards", SHARD], {}),
         (["shards", SHARD], None), (["shards", SHARD, "images"], -10), (["shards", SHARD, "images"], 10**9),
         (["shards", SHARD, "images"], "10"), (["shards", SHARD, "sha256"], 1), (["shards", "../../etc/passwd"], {}),
+        (["shards", "x"], {"sha256": "", "images": 0}), (["shards", ""], {"sha256": "", "images": 0}),
         (["shards", f"{SHARD}/../x"], {"sha256": "", "images": 0}), (["files", "../statistics.npz"], "0"),
         (["files", "statistics.npz"], 5), (["files"], [1]),
     ],

@@ -461,6 +461,35 @@ def test_colours_that_a_palette_does_not_have_are_refused():
         pictures.open_picture(bmp(8, palette, rows, first=54), 1)
 
 
+def icon(bits, palette, rows, mask):
+    """An ICO of that BMP, without its first 14 bytes and with a mask below it: of twice the height."""
+    dib = bytearray(bmp(bits, palette, rows)[14:])
+    struct.pack_into("<i", dib, 8, 2 * len(rows))
+    dib += np.pad(np.packbits(mask, 1), ((0, 0), (0, 3)))[::-1].tobytes()
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 8, 4, len(palette) % 256, 0, 1, bits, len(dib), 22) + bytes(dib)
+
+
+@pytest.mark.parametrize(
+    ("bits", "palette"),
+    [
+        (8, [(0, 0, 0), (255, 255, 255)]), (1, [(255, 255, 255), (0, 0, 0)]), (1, [(0, 0, 0), (255, 255, 255)]),
+        (4, [(grey, grey, grey) for grey in range(16)]), (8, [(grey, grey, grey) for grey in range(256)]),
+        (8, [(10, 20, 30 + color) for color in range(200)]),
+    ],
+)  # fmt: skip
+def test_so_are_those_of_an_icon_and_what_its_mask_hides_is_white(bits, palette):
+    rng = np.random.default_rng(0)
+    rows, mask = rng.integers(0, len(palette), (4, 8), np.uint8), rng.integers(0, 2, (4, 8), np.uint8)
+    expected = np.where(mask[..., None], 255, np.array(palette, np.uint8)[rows])
+    np.testing.assert_array_equal(pictures.open_picture(icon(bits, palette, rows, mask), 1), expected)
+
+
+def test_an_icon_of_colours_that_its_palette_does_not_have_is_refused():
+    content = icon(8, [(0, 0, 0), (255, 0, 0)], np.full((4, 8), 2, np.uint8), np.zeros((4, 8), np.uint8))
+    with pytest.raises(ValueError, match="it has colours that are not in its palette"):
+        pictures.open_picture(content, 1)
+
+
 def tiff_with(tag, value, **options):
     """A TIFF of which one number is another; 0: without it."""
     content = bytearray(encoded(picture(), "TIFF", **options))
@@ -490,6 +519,29 @@ def test_what_libtiff_says_counts_however_much_it_says(capfd):
     with pictures._libtiff():
         os.write(2, b"Fax4Decode: Warning, Premature EOL.\n" * 60_000)
     assert capfd.readouterr().err == ""
+
+
+def test_what_libtiff_says_takes_no_more_memory_than_is_given(capfd):
+    def tell():
+        for _ in range(30_000):
+            with contextlib.suppress(OSError):  # C's functions return it, too
+                os.write(2, b"Fax4Decode: Warning, Premature EOL.\n" * 20)
+        assert os.fstat(2).st_size == pictures.MOST_SAID
+
+    with pytest.raises(ValueError, match=r"^libtiff has more than 16,777,216 bytes to say of it$"), pictures._libtiff():
+        tell()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_jpeg_of_more_scans_than_anybody_writes_is_refused():
+    content = encoded(picture(), "JPEG", progressive=True)
+    first = content.index(b"\xff\xda")
+    second = content.index(b"\xff\xda", first + 2)
+    usual = content.count(b"\xff\xda")
+    again = content[first:second]
+    shows(content[:first] + again * (pictures.MAX_SCANS - usual) + content[first:], within=8)
+    with pytest.raises(ValueError, match=r"^is damaged \(it has 101 scans\)$"):
+        pictures.open_picture(content[:first] + again * (pictures.MAX_SCANS - usual + 1) + content[first:], 1)
 
 
 def test_the_usual_side_is_that_of_files():

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import os
 import re
 import signal
@@ -41,6 +42,56 @@ def contents(path):
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(shards, "EXAMPLES_PER_SHARD", 8)
+
+
+@pytest.mark.parametrize(
+    "name", ["", " a", "a\n", "a\nb", "a\u2028b", "a\x1b[31m", "a\ud800", "red", "x" * 10**6 + "\n"]
+)
+def test_a_name_of_a_class_that_cannot_be_kept_is_refused(tmp_path, name):
+    splits = {"train": items(0, 6), "validation": items(1, 6)}
+    with pytest.raises(InputError, match=r"^class '.*: (its name must not|there are 2 of this name)") as error:
+        datasets.write(tmp_path / "set", ["red", "green", name], splits, size=24)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 400
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_output_that_is_no_text_is_one_line(tmp_path):
+    place = tmp_path / os.fsdecode(b"set\xff")
+    with pytest.raises(InputError, match=r"set.: must be text in UTF-8$"):
+        write(place)
+    assert not any(tmp_path.iterdir())
+    write(tmp_path / "set")
+    (tmp_path / "set").rename(place)
+    with pytest.raises(InputError, match=r"^--dataset=.*: must be text in UTF-8$"):
+        datasets.open_dataset(place)
+
+
+def test_an_output_that_is_a_link_to_nothing_is_there_already(tmp_path):
+    (tmp_path / "set").symlink_to("nothing")
+    with pytest.raises(InputError, match="set: already exists"):
+        write(tmp_path / "set")
+
+
+def test_a_manifest_of_more_images_than_there_can_be_takes_no_memory(tmp_path):
+    write(tmp_path / "set")
+    content = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    del content["sha256"]
+    of = next(name for name in content["shards"] if "train" in name)
+    content["shards"][of]["images"] += 10**15
+    content["images"]["train"]["red"] += 10**15
+    (tmp_path / "set" / "manifest.json").write_text(manifest.text(content))
+    with pytest.raises(InputError, match=rf"{of} is too short for the 1,000,000,000,000,0\d\d images"):
+        datasets.open_dataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize("label", [3, -1, 2**40, -(2**63)])
+def test_a_label_that_is_no_class_is_named(tmp_path, monkeypatch, label):
+    monkeypatch.setattr(shards, "_record", lambda image, _, name, record=shards._record: record(image, label, name))
+    write(tmp_path / "set")
+    data = datasets.open_dataset(tmp_path / "set")
+    with pytest.raises(InputError, match=rf"array_record-00000, record 0: its label is {label}, which is no class"):
+        next(evaluation_batches(data, "validation", batch_size=4))
 
 
 def test_two_processes_write_what_one_does(tmp_path):

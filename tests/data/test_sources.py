@@ -115,6 +115,53 @@ def test_layouts_that_are_refused_and_named(tmp_path, more, message):
     refused(message, save(tmp_path / "set", *TRAIN, *more), tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("tops", "named"),
+    [
+        (("seg_train", "seg_test", "seg_pred"), "seg_train/ and seg_test/"),
+        (("trainA", "trainB", "testA", "testB"), "trainA/ and testA/"),
+        (("train2017", "val2017"), "train2017/ and val2017/"),
+        (("1_Train", "2_Valid"), "1_Train/ and 2_Valid/"),
+        (("images.train", "images.test"), "images.train/ and images.test/"),
+    ],
+)
+@pytest.mark.parametrize("inside", ["", "cat/", "deep/cat/"])
+def test_folders_that_look_like_parts_are_no_classes(tmp_path, tops, named, inside):
+    paths = [f"{top}/{inside}{number}.png" for top in tops for number in range(3)]
+    source = save(tmp_path / "set", *paths)
+    refused(f"^({named}|{' and '.join(reversed(named.split(' and ')))}) look like parts", source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("deeper", ["", "deep/"])
+def test_parts_in_the_folders_of_classes_are_not_mixed(tmp_path, deeper):
+    paths = [f"{name}/{part}/{deeper}{n}.png" for name in ("cat", "dog") for part in ("train", "test") for n in (1, 2)]
+    refused(r"^cat/\w+/ and cat/\w+/ look like parts", save(tmp_path / "set", *paths), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "names", [("contest", "testimony"), ("freight train", "car"), ("value", "training camp"), ("a", "b_test")]
+)
+def test_classes_that_only_sound_like_parts(tmp_path, names):
+    paths = [f"{name}/{below}{number}.png" for name in names for below in ("", "test/") for number in range(2)]
+    assert run(save(tmp_path / "set", *paths), tmp_path / "out")[1] == tuple(sorted(names))
+
+
+@pytest.mark.parametrize("kind", ["folders", "tars"])
+def test_several_sources_that_are_named_as_splits(tmp_path, kind):
+    sources = []
+    for part, number in (("train", 3), ("val", 1)):
+        source = save(tmp_path / part, *(f"{name}/{part}{n}.png" for name in ("cat", "dog") for n in range(number)))
+        if kind == "tars":
+            with tarfile.open(source.with_suffix(".tar.gz"), "w:gz") as tar:
+                tar.add(source, ".")
+        sources.append(source if kind == "folders" else source.with_suffix(".tar.gz"))
+    names, classes = run(sources, tmp_path / "out")
+    assert (classes, {split: len(of) for split, of in names.items()}) == (("cat", "dog"), {"train": 6, "validation": 2})
+    assert all("val/" in name for name in names["validation"])
+    more = save(tmp_path / "more", "cat/9.png", "dog/9.png")
+    refused("more/cat/9.png: beside train/ there may only be", [*sources, more], tmp_path / "again")
+
+
 def test_flat_and_empty_training_parts(tmp_path):
     refused("^train/, the train part, has no class folders", save(tmp_path / "1", "train/1.png", "val/a/1.png"),
             tmp_path / "out")  # fmt: skip
@@ -140,7 +187,7 @@ def test_an_empty_class_folder_is_named_or_left_out(tmp_path, capsys, empty):
 
 @pytest.mark.parametrize(
     "left",
-    ["@eaDir", "__MACOSX", ".ipynb_checkpoints", "$RECYCLE.BIN", "lost+found"],
+    ["@eaDir", "__MACOSX", ".ipynb_checkpoints", "$RECYCLE.BIN", "lost+found", "#snapshot", "@Recycle"],
 )
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_folders_that_systems_leave(tmp_path, left, kind):
@@ -338,6 +385,13 @@ def test_links_in_a_tar_to_what_is_in_it(tmp_path, capsys):
     names, _ = run(tar_of(tmp_path / "t.tar", *links[:2], *USUAL, links[2]), tmp_path / "out")
     assert count(names) == 9  # a hard link is a file of its own, as in a folder
     assert "left out 2 links to what is in" in capsys.readouterr().out
+
+
+def test_names_in_a_tar_lead_where_they_would_lead_on_a_disk(tmp_path):
+    more = [("./cat/0.png", png(1)), ("/cat/1.png", png(2)), ("cat/../dog/9.png", png(3)), ("../../dog/0.png", png(4))]
+    names, classes = run(tar_of(tmp_path / "t.tar", *USUAL, *more), tmp_path / "out")
+    assert (count(names), classes) == (9, ("cat", "dog"))
+    assert "dog/9.png" in [name for of in names.values() for name in of]
 
 
 def test_of_members_of_one_name_the_last_counts(tmp_path):

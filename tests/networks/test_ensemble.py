@@ -82,6 +82,16 @@ def test_networks_are_averaged_and_so_are_saved_answers(workdirs, tmp_path, weig
     assert again == errors
 
 
+def test_answers_to_other_images_are_not_averaged_whatever_they_say_of_them(tmp_path):
+    for number, images in enumerate((4, 3, 4)):
+        labels = np.arange(images) % 2 if number < 2 else np.zeros(images, int)
+        answers = ensemble.Answers(f"of {number}", np.ones((images, 2), np.float32), labels, ("a", "b"), "data")
+        answers.save(tmp_path / f"{number}.npz")
+    for other in (1, 2):
+        with pytest.raises(InputError, match=f"^of {other}: is of other images or classes than of 0$"):
+            ensemble.evaluate_networks([str(tmp_path / f"{n}.npz") for n in (0, other)], tmp_path / "out")
+
+
 def test_tables_by_class(workdirs, tmp_path):
     errors = ensemble.evaluate_networks(workdirs, tmp_path)
     answers = ensemble.Answers.load(tmp_path / "answers.npz")

@@ -128,6 +128,13 @@ def test_a_run_whose_table_was_changed_by_hand_is_not_that_of_its_checkpoint(tmp
         load(folder)
 
 
+def test_a_mean_image_that_is_smaller_than_what_the_network_sees_is_named(tmp_path, dataset):
+    folder = saved("run", tmp_path, TINY, dataset)
+    np.savez(folder / "data.npz", class_names=np.array(dataset.class_names), mean_image=np.ones((8, 8, 3)))
+    with pytest.raises(InputError, match=r"data\.npz: its mean_image of 8 pixels is smaller than crops of \d+$"):
+        load(folder)
+
+
 def test_a_network_is_used_whose_optimizer_is_damaged(tmp_path, dataset):
     folder = saved("run", tmp_path, TINY, dataset)
     for file in (folder / "checkpoints" / "3" / "optimizer").rglob("*"):

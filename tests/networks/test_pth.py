@@ -190,6 +190,11 @@ ATTACKS = {
     "the negative of its storage": (tensor(more=(b"}" + data("neg") + b"\x88s",)), "or is the negative"),
     "no arguments": (call(V2), "damaged pickle"),
     "a number": (data(5), r"is no state dict of tensors \(a in it is of type int\)"),
+    "a long name": (data(5), r"x…? in it is of type int", "x" * 10**5),
+    "a long name of a tensor": (tensor(offset=1), "…: its shape is", "x" * 10**5),
+    "numbers that have one place in a dict": (
+        b"}(" + b"".join(data(n * (2**61 - 1)) + b"N" for n in range(1, 10**4)) + b"u", "puts a int into a dict"
+    ),
     "a list in itself": (b"]q\x00h\x00a", r"is no state dict of tensors \(a in it is of type list\)"),
 }  # fmt: skip
 
@@ -197,11 +202,11 @@ ATTACKS = {
 @pytest.mark.parametrize("kind", ATTACKS)
 def test_what_attacks_is_one_line_and_nothing_runs(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
-    value, message = ATTACKS[kind]
+    value, message, *name = ATTACKS[kind]
     for write, expected in ((zipped, message), (legacy, "")):  # which find some of it at other places
         tracemalloc.start()
         with pytest.raises(InputError, match=rf"^\S*a\.pth: .*({expected})") as caught:
-            read(tmp_path, write(program(value)))
+            read(tmp_path, write(program(value, *name)))
         assert tracemalloc.get_traced_memory()[1] < 2e6
         tracemalloc.stop()
         assert "\n" not in str(caught.value)

@@ -23,7 +23,7 @@ from alexnet_jax.paper import optim
 from alexnet_jax.paper.table import Conv, Dense
 from alexnet_jax.paper.train_state import TrainState
 from alexnet_jax.paper.written import to_json
-from alexnet_jax.runs import checkpoint
+from alexnet_jax.runs import checkpoint, errors
 from alexnet_jax.runs.stopping import stop_requests
 
 TABLE = to_json((Conv(40, 5),))
@@ -372,7 +372,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint_is_one_line(tmp_path,
     assert "Event loop is closed" not in capfd.readouterr().err
     monkeypatch.setattr(checkpoints, "_before", told.append)
     for words, passed in (("Event loop is closed", 0), ("another error", 1)):
-        sys.unraisablehook = functools.partial(checkpoint._report_lost_error, told.append)
+        sys.unraisablehook = functools.partial(errors.report_lost_error, told.append)
         sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(words)))
         assert len(told) == passed
     sys.unraisablehook = hook

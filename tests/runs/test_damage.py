@@ -103,6 +103,40 @@ def test_the_one_before_is_used(tmp_path, good, capfd, file, kind):
     assert goes_on(tmp_path / "run", capfd) == 3
 
 
+@pytest.mark.parametrize("name", ["007", "\N{ARABIC-INDIC DIGIT SEVEN}", "7.damaged"])
+@pytest.mark.parametrize("kind", ["empty", "copy"])
+def test_a_folder_beside_them_is_none(tmp_path, good, name, kind):
+    shutil.copytree(good, tmp_path / "run")
+    if kind == "copy":
+        shutil.copytree(good / "5", tmp_path / "run" / name)
+    else:
+        (tmp_path / "run" / name).mkdir()
+    checkpoints = checkpoint.Checkpoints(tmp_path / "run")
+    equal(checkpoints.restore_latest(state(0), TABLE)[0], state(5))
+    checkpoints.save(7, state(7), TABLE, LOG, 0.25)
+    checkpoints.close()
+    assert {"5", "7", name} <= {*names(tmp_path / "run")}
+
+
+@pytest.mark.parametrize("name", ["8", "9" * 200])
+def test_one_under_the_name_of_another_step_is_damaged(tmp_path, good, capfd, name):
+    shutil.copytree(good, tmp_path / "run")
+    (tmp_path / "run" / "5").rename(tmp_path / "run" / name)
+    equal(restore(tmp_path / "run"), state(3))
+    assert f"warning: {tmp_path / 'run' / name}: is damaged (optimizer: is of step 5)" in capfd.readouterr().err
+    assert names(tmp_path / "run") == ["3", f"{name}.damaged"]
+
+
+def test_each_that_is_set_aside_has_a_name_of_its_own(tmp_path, good, capfd):
+    shutil.copytree(good, tmp_path / "run")
+    (tmp_path / "run" / "5.damaged").mkdir()
+    (tmp_path / "run" / "5.damaged1").symlink_to("nothing")
+    DAMAGES["first byte"](tmp_path / "run" / "5" / "metrics" / "metrics")
+    equal(restore(tmp_path / "run"), state(3))
+    assert f"it is now {tmp_path / 'run' / '5.damaged2'}" in capfd.readouterr().err
+    assert names(tmp_path / "run") == ["3", "5.damaged", "5.damaged1", "5.damaged2"]
+
+
 def test_a_digit_that_was_changed_in_the_log_or_the_table_is_seen(tmp_path, good, capfd):
     for number, (file, before, after) in enumerate(
         ((("log", "metadata"), b"1.5", b"2.5"), (("params", "_METADATA"), b'"features": 40', b'"features": 41'))

@@ -68,6 +68,17 @@ BAD = {
 }
 
 
+def test_of_very_many_bad_lines_some_are_named_and_all_counted(tmp_path, capsys):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b"\n" * 5000 + b"\n".join([*GOOD, b""]))
+    runlog.RunLog(tmp_path, first_step=9, steps=9, steps_per_epoch=3.0, batch_size=1).close()
+    warnings = [of for of in capsys.readouterr().err.splitlines() if of.startswith("warning: ")]
+    assert len(warnings) == runlog.NAMED + 1
+    assert warnings[-1] == f"warning: {file}: so are 4,980 lines more"
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == b"\n" * 5000
+    assert [of["step"] for of in runlog.read_metrics(file)] == [1, 2, 9]
+
+
 @pytest.mark.parametrize(("line", "reason"), BAD.values(), ids=BAD)
 def test_a_bad_line_is_named_and_set_aside_and_the_others_stay(tmp_path, capsys, line, reason):
     file = tmp_path / "metrics.jsonl"
