@@ -10,11 +10,9 @@ Where a picture lies in a folder with the name of a class, that counts as its tr
 """
 
 import contextlib
-import csv
 import dataclasses
 import functools
 import glob
-import io
 import json
 import sys
 import unicodedata
@@ -30,7 +28,7 @@ from alexnet_jax.data.folders import walk
 from alexnet_jax.data.pictures import MAX_PIXELS, usual_side
 from alexnet_jax.data.preprocessing import Pixels
 from alexnet_jax.files import read_plain
-from alexnet_jax.shown import progress, say, shown
+from alexnet_jax.shown import csv_line, progress, say
 
 if TYPE_CHECKING:
     from alexnet_jax.networks.network import Trained
@@ -141,17 +139,10 @@ def as_json(seen: Prediction) -> str:
     return json.dumps({"file": seen.file, "label": seen.label, "top": top})
 
 
-def as_csv(cells: Sequence[object]) -> str:
-    """One line, with characters that cannot be shown escaped."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(map(shown, cells))
-    return line.getvalue()
-
-
 def csv_header(top: int) -> str:
     """Of `lines_of` as csv."""
     ranks = range(1, top + 1)
-    return as_csv(["file", "label", *(f"{of} {rank}" for rank in ranks for of in ("class", "probability"))])
+    return csv_line(["file", "label", *(f"{of} {rank}" for rank in ranks for of in ("class", "probability"))])
 
 
 def lines_of(seen: Prediction, format: str) -> list[str]:
@@ -160,7 +151,7 @@ def lines_of(seen: Prediction, format: str) -> list[str]:
         return [as_json(seen)]
     if format == "csv":
         cells = (of for name, probability in seen.top for of in (name, f"{probability:.6f}"))
-        return [as_csv([seen.file, seen.label or "", *cells])]
+        return [csv_line([seen.file, seen.label or "", *cells])]
     return as_lines(seen)
 
 

@@ -26,6 +26,7 @@ from alexnet_jax.paper.augment import center_view, subtract_mean
 from alexnet_jax.paper.model import AlexNet, configured_network, outputs
 from alexnet_jax.paper.table import Layers, output_names
 from alexnet_jax.paper.train_state import shapes_of_params
+from alexnet_jax.shown import reason
 
 # Files, or pixels (height, width, 3), uint8, of any sizes.
 Pictures = Sequence[str | Path | bytes | np.ndarray] | np.ndarray | Array
@@ -206,11 +207,7 @@ def built(file: Path, layers: Layers, config: Config) -> tuple[AlexNet, PyTree]:
         net = configured_network(layers, config)
         return net, shapes_of_params(net, config.crop_size)
     except Exception as error:  # JAX raises many types for shapes that cannot be
-        raise InputError(f"{file}: its network cannot be built (layers: {_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{file}: its network cannot be built (layers: {reason(error)})") from error
 
 
 def network_of_arrays(
