@@ -25,7 +25,7 @@ from alexnet_jax.data.writing import write
 
 SIZE, CROP, BATCH = 80, 72, 32
 OTHERS, OWN = "others", "own"  # the halves of the classes
-FEW = {"few": 40, "more": 10, "all": 1}  # one in so many of the training photographs
+FEW = {"few": 40, "all": 1}  # one in so many of the training photographs
 STEPS = {OTHERS: 1600, **dict.fromkeys(FEW, 800)}
 
 
