@@ -6,7 +6,7 @@
   python -m alexnet_jax.predict --workdir=DIR --explain=gradcam --figure=why.png photo.jpg
 
 DIR: of a run of alexnet_jax.main; or a .safetensors, torchvision or caffe. A folder stands for all files below it.
-Where a picture lies in a folder with the name of a class, that counts as its true class.
+Where a picture lies in a folder with the name of a class, or its identifier in ImageNet, that is its true class.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ import numpy as np
 
 from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, check_choice, one_of, option
+from alexnet_jax.data import imagenet
 from alexnet_jax.data.folders import walk
 from alexnet_jax.data.pictures import MAX_PIXELS, usual_side
 from alexnet_jax.data.preprocessing import Pixels
@@ -114,7 +115,8 @@ def predictions(
                 yield pixels
                 continue
             folder = unicodedata.normalize("NFC", Path(file).absolute().parent.name)  # as `prepare` names classes
-            label = folder if folder in network.class_names else None
+            names = (folder, *imagenet.named([folder]))  # ImageNet's folders are called by identifiers
+            label = next((name for name in names if name in network.class_names), None)
             yield Prediction(file, pixels, likeliest(row, network.class_names, top), label)
 
 

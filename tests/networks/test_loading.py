@@ -128,6 +128,12 @@ def test_a_run_whose_table_was_changed_by_hand_is_not_that_of_its_checkpoint(tmp
         load(folder)
 
 
+def test_a_file_of_another_framework_is_told_how_to_be_used(tmp_path):
+    (tmp_path / "alexnet.pth").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"alexnet\.pth: is neither a run's folder nor a \.safetensors; .*weights"):
+        load(tmp_path / "alexnet.pth")
+
+
 def test_a_network_is_used_whose_optimizer_is_damaged(tmp_path, dataset):
     folder = saved("run", tmp_path, TINY, dataset)
     for file in (folder / "checkpoints" / "3" / "optimizer").rglob("*"):

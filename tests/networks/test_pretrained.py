@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import json
+import shutil
 import threading
 
 import jax
@@ -139,6 +140,10 @@ def test_whoever_asks_for_a_run_takes_its_name(tmp_path, monkeypatch, capsys, ph
     network = load("torchvision")
     likeliest = np.argsort(-np.asarray(network.probabilities(network.preprocess(photo)[None]))[0])[:5]
     assert [row["class"] for row in json.loads(line)["top"]] == [network.class_names[of] for of in likeliest]
+    for folder, label in (("n02123045", "tabby"), ("tabby", "tabby"), ("photographs", None)):
+        (tmp_path / folder).mkdir()
+        (seen,) = predict.predictions(network, [str(shutil.copy(photo, tmp_path / folder))])
+        assert seen.label == label
     run(features._write, [str(photo)], workdir="torchvision", layers=("fc7:relu",), output="f.npy")
     assert np.load("f.npy").shape == (1, 20)
     for name in ("torchvision", "caffe"):
