@@ -68,6 +68,10 @@ class Trained:
             return read_file(picture, self.size, max_pixels, preprocessing=rule, crop_size=crop_size)
         return rule(picture, self.size, crop_size, max_pixels)
 
+    def described_images(self) -> str:
+        """How `preprocess` makes them, in one line, for programs of another language."""
+        return self.preprocessing.describe(self.size, self.config.crop_size)
+
     def read(
         self, pictures: Pictures, *, max_pixels: int = MAX_PIXELS
     ) -> Iterator[tuple[UInt8[np.ndarray, "batch size size 3"], list[Pixels | InputError]]]:
