@@ -76,8 +76,8 @@ class Preprocessing:
         first = f"round((side - {crop_size}) / 2) - {(size - crop_size) // 2}"
         how = {
             "square": f"the central square, scaled to {size} × {size}",
-            "shorter_side": f"the shorter side scaled to {size}, the longer one rounded down; of each side {size} pixels "
-            f"from {first} on (halves to even; from 0 to side - {size})",
+            "shorter_side": f"the shorter side scaled to {size}, the longer one rounded down; of each side {size} "
+            f"pixels from {first} on (halves to even; from 0 to side - {size})",
             "both_sides": f"both sides scaled to {size}, whatever the aspect",
         }[self.resize]
         filter = {
