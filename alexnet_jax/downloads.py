@@ -102,7 +102,8 @@ def _receive(file: Published, partial: Path) -> None:
     """Appends what is missing to what is there. Raises _Refused; OSError where it cannot be written."""
     failed = 0
     say(f"{file.address}: fetched into {partial.parent}", error=True)
-    with partial.open("ab") as written, progress(0, desc=file.name, unit="B", unit_scale=True) as bar:
+    options = {"desc": file.name, "unit": "B", "unit_scale": True, "delay": 1e-3}  # at first its length is not known
+    with partial.open("ab") as written, progress(0, **options) as bar:
 
         def advance(there: int, end: int | None) -> None:
             bar.total = end

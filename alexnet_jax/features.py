@@ -11,9 +11,7 @@ own, f-conv1-relu.npy where there are several; numpy.load(file, mmap_mode="r") r
 """
 
 import contextlib
-import csv
 import dataclasses
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,7 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, option
 from alexnet_jax.data.pictures import MAX_PIXELS
-from alexnet_jax.shown import progress, say, shown
+from alexnet_jax.files import write_whole
+from alexnet_jax.shown import csv_line, progress, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,20 +152,11 @@ def write(rows: Iterable[Some], names: Sequence[str], kind: str, total: int, out
     finally:
         for name in written if is_archive else ():  # the others are another process's
             parts[name].unlink(missing_ok=True)
-    write_names(kind, of_rows, output.with_suffix(".csv"))
+    write_whole(output.with_suffix(".csv"), "".join(f"{csv_line([of])}\n" for of in [kind, *of_rows]))
     for name, file in written.items():
         count = f"{len(of_rows):,} picture{'s' * (len(of_rows) != 1)}"
         say(f"{output if is_archive else file.file}: {name} of {count}, {_by(file.shape)} each")
     return failed
-
-
-def write_names(kind: str, of_rows: Sequence[str], file: Path) -> None:
-    """A .csv of one column, in the order of the rows; characters that cannot be shown are escaped."""
-    from alexnet_jax.files import write_whole
-
-    content = io.StringIO()
-    csv.writer(content).writerows([shown(of)] for of in [kind, *of_rows])
-    write_whole(file, content.getvalue())
 
 
 def _by(shape: Sequence[int]) -> str:

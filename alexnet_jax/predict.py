@@ -6,15 +6,13 @@
   python -m alexnet_jax.predict --workdir=DIR --explain=gradcam --figure=why.png photo.jpg
 
 DIR: of a run of alexnet_jax.main; or a .safetensors, torchvision or caffe. A folder stands for all files below it.
-Where a picture lies in a folder with the name of a class, that counts as its true class.
+Where a picture lies in a folder with the name of a class, or its identifier in ImageNet, that is its true class.
 """
 
 import contextlib
-import csv
 import dataclasses
 import functools
 import glob
-import io
 import json
 import sys
 import unicodedata
@@ -26,11 +24,12 @@ import numpy as np
 
 from alexnet_jax import command
 from alexnet_jax.config import InputError, check_bounds, check_choice, one_of, option
+from alexnet_jax.data import imagenet
 from alexnet_jax.data.folders import walk
 from alexnet_jax.data.pictures import MAX_PIXELS, usual_side
 from alexnet_jax.data.preprocessing import Pixels
 from alexnet_jax.files import place, read_plain
-from alexnet_jax.shown import progress, say, shown
+from alexnet_jax.shown import csv_line, progress, say
 
 if TYPE_CHECKING:
     from alexnet_jax.networks.network import Trained
@@ -116,7 +115,8 @@ def predictions(
                 yield pixels
                 continue
             folder = unicodedata.normalize("NFC", Path(file).absolute().parent.name)  # as `prepare` names classes
-            label = folder if folder in network.class_names else None
+            names = (folder, *imagenet.named([folder]))  # ImageNet's folders are called by identifiers
+            label = next((name for name in names if name in network.class_names), None)
             yield Prediction(file, pixels, likeliest(row, network.class_names, top), label)
 
 
@@ -141,17 +141,10 @@ def as_json(seen: Prediction) -> str:
     return json.dumps({"file": seen.file, "label": seen.label, "top": top})
 
 
-def as_csv(cells: Sequence[object]) -> str:
-    """One line, with characters that cannot be shown escaped."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(map(shown, cells))
-    return line.getvalue()
-
-
 def csv_header(top: int) -> str:
     """Of `lines_of` as csv."""
     ranks = range(1, top + 1)
-    return as_csv(["file", "label", *(f"{of} {rank}" for rank in ranks for of in ("class", "probability"))])
+    return csv_line(["file", "label", *(f"{of} {rank}" for rank in ranks for of in ("class", "probability"))])
 
 
 def lines_of(seen: Prediction, format: str) -> list[str]:
@@ -160,7 +153,7 @@ def lines_of(seen: Prediction, format: str) -> list[str]:
         return [as_json(seen)]
     if format == "csv":
         cells = (of for name, probability in seen.top for of in (name, f"{probability:.6f}"))
-        return [as_csv([seen.file, seen.label or "", *cells])]
+        return [csv_line([seen.file, seen.label or "", *cells])]
     return as_lines(seen)
 
 

@@ -1,12 +1,15 @@
 """Text that is shown, on a terminal, in a table, in a figure: the one door for whatever comes from elsewhere."""
 
 import contextlib
+import csv
 import errno
+import io
 import os
 import re
 import sys
 import threading
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 # Controls, some of which terminals obey; formats, which turn the line around or cannot be seen; halves of a character,
@@ -42,6 +45,13 @@ def short(text: object, most: int = LONGEST) -> str:
 def reason(error: BaseException) -> str:
     """What an error of another library says, in one line that is not long; its type, where it says nothing."""
     return short(" ".join(str(error).split()) or type(error).__name__)
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    """A row of a .csv, without its end; what cannot be shown of a cell is escaped."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(map(shown, cells))
+    return line.getvalue()
 
 
 class Stream:

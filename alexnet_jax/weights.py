@@ -138,7 +138,7 @@ def _convert() -> None:
         one_file.save(network, output, known_errors(network))
     say(f"{output}: {len(network.net.layers)} layers, {len(network.class_names)} classes")
     if output.suffix == ".jax":
-        say(f"it takes {network.preprocessing.describe(network.size)}")
+        say(f"it takes {network.described_images()}")
 
 
 if __name__ == "__main__":

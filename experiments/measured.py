@@ -33,6 +33,7 @@ MEASURED: dict[str, tuple[str, ...]] = {  # by experiment; its own file counts a
     "breakdown": SPEED,
     "compiled": (*SPEED, "alexnet_jax/device/accelerator_forms.py", "experiments/program_text.py"),
     "feeding": (*SPEED, *READING),
+    "fine_tuning": (*TRAINING, "alexnet_jax/networks/transfer.py", "experiments/training.py"),
     "first_minutes": (*SPEED, *TRAINING, "alexnet_jax/data/shapes.py"),
     "first_runs": (*SPEED, *TRAINING, "alexnet_jax/data/shapes.py"),
     "input_speed": READING,

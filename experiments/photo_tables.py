@@ -132,3 +132,35 @@ def table2() -> str:
     )
     header = ["networks", "top-1", "top-5", "top-1 differs by", "top-5 differs by", "from", "paper, % top-1 / top-5"]
     return f"{table(header, rows)}\n\n{note}"
+
+
+def fine_tuning() -> str:
+    """What weights of other photographs gain, on few and on many."""
+    if not (RESULTS / "fine_tuning.json").exists():
+        return "Not run yet: `python experiments/fine_tuning.py`."
+    values = log("fine_tuning")
+    rows, resolved = [], {True: [], False: []}
+    for of in values["results"].values():
+        errors = [[100 * run["result"]["top1_error"] for run in of[way]] for way in ("new", "taken")]
+        images = f"{of['new'][0]['result']['images']:,}"
+        found = difference(errors[1], errors[0])
+        resolved[found.resolved].append(images)
+        by_seed = ", ".join(f"{taken - new:+.1f}" for new, taken in zip(*errors, strict=True))
+        epochs = f"{of['new'][0]['result']['epochs']:.0f}"
+        means = [f"{mean_and_std(of_way)} %" for of_way in errors]
+        rows.append([images, epochs, *means, found.text(), by_seed, found.verdict()])
+    header = ["photographs", "epochs", "from new values", "from the others' weights", "differs by", "by seed", ""]
+    before = values["before"]
+    said = [
+        f"{'resolved' if kind else 'not resolved'} on {' and on '.join(images)} photographs"
+        for kind, images in resolved.items()
+        if images
+    ]
+    note = (
+        f"Top-1 error on {values['validation_images']:,} validation photographs of these five classes, mean ± standard "
+        f"deviation; differences in points with 95 % intervals; seeds {', '.join(map(str, values['seeds']))}. The "
+        f"weights are of {before[0]['result']['images']:,} photographs of five other classes, where the error was "
+        f"{mean_and_std(100 * run['result']['top1_error'] for run in before)} % after "
+        f"{before[0]['result']['epochs']:.0f} epochs; {where(before[0])}."
+    )
+    return f"{table(header, rows)}\n\n{note}\n\nOver these seeds the difference is {'; '.join(said)}."

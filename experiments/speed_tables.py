@@ -6,6 +6,8 @@ from typing import Any
 from contenders import CONTENDERS
 from record import RESULTS, log, table, where
 
+from alexnet_jax.config import ARCHITECTURE_NAMES
+
 
 def jpeg_decoders() -> str:
     values = log("jpeg_decoders")
@@ -148,7 +150,8 @@ def prediction_speed() -> str:
     for name, of in values["networks"].items():
         rates = [f"{rate:,.0f}" for rate in of["images_per_second"].values()]
         shares = [f"{100 * of[share]:.0f} %" for share in ("of_the_slower_one", "of_what_the_same_cores_can")]
-        rows.append([f"`{name}`", *rates, *shares])
+        is_apart = name not in ARCHITECTURE_NAMES  # and shares no core
+        rows.append([name if is_apart else f"`{name}`", *rates, shares[0], "" if is_apart else shares[1]])
     header = ["pictures/s", "inference alone", "reading alone", "both, as `predict` does", "of the slower one"]
     note = (
         f"{values['photographs']} photographs, each {values['times']} times, in batches of {values['batch']}, "

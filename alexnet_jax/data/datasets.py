@@ -22,7 +22,7 @@ from alexnet_jax.data.images import Pixels, Statistics
 from alexnet_jax.data.writing import write
 from alexnet_jax.files import check_text
 from alexnet_jax.reading import ArrayForm, read_arrays
-from alexnet_jax.shown import say
+from alexnet_jax.shown import reason, say
 
 # The form of statistics.npz.
 STATISTICS = {
@@ -73,9 +73,8 @@ def open_dataset(name: str | Path) -> Dataset:
         statistics = Statistics(**read_arrays(path / "statistics.npz", STATISTICS))
         splits = {split: shards.Records(path, found.of_split(split)) for split in found.images}
     except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(
-            f"--dataset={name}: {path} is not a data set that alexnet_jax.prepare wrote ({reason})"
+            f"--dataset={name}: {path} is not a data set that alexnet_jax.prepare wrote ({reason(error)})"
         ) from error
     size = len(statistics.mean_image)
     return Dataset(name, path, found.class_names, size, found.encoding, splits, statistics)

@@ -71,11 +71,13 @@ class Preprocessing:
         left, top = (min(max(at, 0), side - size) for at, side in ((left, wide), (top, high)))
         return self._scaled(image, (wide, high), (0, 0, width, height))[top : top + size, left : left + size]
 
-    def describe(self, size: int) -> str:
+    def describe(self, size: int, crop_size: int) -> str:
         """In one line, for people who prepare images for a program of another language."""
+        first = f"round((side - {crop_size}) / 2) - {(size - crop_size) // 2}"
         how = {
             "square": f"the central square, scaled to {size} × {size}",
-            "shorter_side": f"the shorter side scaled to {size}, the central {size} × {size}",
+            "shorter_side": f"the shorter side scaled to {size}, the longer one rounded down; of each side {size} "
+            f"pixels from {first} on (halves to even; from 0 to side - {size})",
             "both_sides": f"both sides scaled to {size}, whatever the aspect",
         }[self.resize]
         filter = {

@@ -1,7 +1,5 @@
 """§6: trained networks on a whole split, each alone and averaged, and what is reported of them."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -26,7 +24,7 @@ from alexnet_jax.networks.network import Trained
 from alexnet_jax.paper import evaluate
 from alexnet_jax.paper.evaluate import Errors
 from alexnet_jax.reading import ArrayForm, archive, read_arrays
-from alexnet_jax.shown import say, shown
+from alexnet_jax.shown import csv_line, say
 
 RESAMPLES = 1000  # of the images, for the intervals
 # Of saved answers.
@@ -203,6 +201,4 @@ def _by_class(answers: Answers) -> Iterable[list[Any]]:
 
 
 def _write_table(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    content = io.StringIO()
-    csv.writer(content).writerows(map(shown, row) for row in [header, *rows])
-    write_whole(file, content.getvalue())
+    write_whole(file, "".join(f"{csv_line(row)}\n" for row in [header, *rows]))

@@ -40,6 +40,11 @@ def load(
     if pretrained.is_name(run_or_file):
         _check_only(source, checkpoint)
         network = pretrained.pretrained(str(run_or_file))
+    elif source.suffix != ".safetensors" and source.is_file():
+        raise InputError(
+            f"{source}: is neither a run's folder nor a .safetensors; of another framework's file "
+            "python -m alexnet_jax.weights makes one"
+        )
     else:
         network = (_of_file if source.suffix == ".safetensors" else _of_run)(source, checkpoint, steps)
     if layers is not None and (differing := differences(to_json(network.net.layers), to_json(layers))):

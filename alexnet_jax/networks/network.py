@@ -26,7 +26,7 @@ from alexnet_jax.paper.augment import center_view, subtract_mean
 from alexnet_jax.paper.model import AlexNet, configured_network, outputs
 from alexnet_jax.paper.table import Layers, output_names
 from alexnet_jax.paper.train_state import shapes_of_params
-from alexnet_jax.shown import short
+from alexnet_jax.shown import reason, short
 
 # Files, or pixels (height, width, 3), uint8, of any sizes.
 Pictures = Sequence[str | Path | bytes | np.ndarray] | np.ndarray | Array
@@ -67,6 +67,10 @@ class Trained:
         if isinstance(picture, (str, Path)):
             return read_file(picture, self.size, max_pixels, preprocessing=rule, crop_size=crop_size)
         return rule(picture, self.size, crop_size, max_pixels)
+
+    def described_images(self) -> str:
+        """How `preprocess` makes them, in one line, for programs of another language."""
+        return self.preprocessing.describe(self.size, self.config.crop_size)
 
     def read(
         self, pictures: Pictures, *, max_pixels: int = MAX_PIXELS
@@ -207,7 +211,7 @@ def built(file: Path, layers: Layers, config: Config) -> tuple[AlexNet, PyTree]:
         net = configured_network(layers, config)
         return net, shapes_of_params(net, config.crop_size)
     except Exception as error:  # JAX raises many types for shapes that cannot be
-        raise InputError(f"{file}: its network cannot be built (layers: {_first_line(error)})") from error
+        raise InputError(f"{file}: its network cannot be built (layers: {reason(error)})") from error
 
 
 def check_mean(file: Path, mean_image: np.ndarray, config: Config) -> None:
@@ -216,10 +220,6 @@ def check_mean(file: Path, mean_image: np.ndarray, config: Config) -> None:
         raise InputError(
             f"{file}: its mean_image of {len(mean_image)} pixels is smaller than crops of {config.crop_size}"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def network_of_arrays(

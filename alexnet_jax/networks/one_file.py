@@ -122,5 +122,5 @@ def program(network: Trained, *, views: int = 1) -> bytes:
     def answers(images: jax.Array) -> jax.Array:
         return jax.nn.softmax(logits(network.params, images))
 
-    answers.__name__ = f"probabilities of images: {network.preprocessing.describe(network.size)}"
+    answers.__name__ = f"probabilities of images: {network.described_images()}"
     return bytes(jax.export.export(jax.jit(answers), platforms=PLATFORMS)(images).serialize())

@@ -69,7 +69,7 @@ def to_onnx(network: Trained) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     graph, logits = graph_of(network)
-    rule, software = network.preprocessing.describe(network.size), versions()
+    rule, software = network.described_images(), versions()
     images: list[Any] = ["n", network.size, network.size, 3]
     opset = [helper.make_opsetid("", OPSET)]
     answers: list[Any] = ["n", len(network.class_names)]

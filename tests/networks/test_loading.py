@@ -135,6 +135,12 @@ def test_a_mean_image_that_is_smaller_than_what_the_network_sees_is_named(tmp_pa
         load(folder)
 
 
+def test_a_file_of_another_framework_is_told_how_to_be_used(tmp_path):
+    (tmp_path / "alexnet.pth").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"alexnet\.pth: is neither a run's folder nor a \.safetensors; .*weights"):
+        load(tmp_path / "alexnet.pth")
+
+
 def test_a_network_is_used_whose_optimizer_is_damaged(tmp_path, dataset):
     folder = saved("run", tmp_path, TINY, dataset)
     for file in (folder / "checkpoints" / "3" / "optimizer").rglob("*"):

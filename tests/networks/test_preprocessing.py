@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import tarfile
 import tracemalloc
 
@@ -153,6 +154,10 @@ def test_the_central_view_lies_where_torchvision_has_it(width, crop):
         if width > 40 + 1 or left == border:
             np.testing.assert_array_equal(view[:, 0, 0], pixels[border : border + crop, left, 0])
     assert top - border in (0, 1)
+    # As an exported program tells it.
+    told = re.search(r"from round\(\(side - (\d+)\) / 2\) - (\d+) on \(.*; from 0 to", TORCHVISION.describe(40, crop))
+    first = min(max(round((width - int(told[1])) / 2) - int(told[2]), 0), width - 40)
+    np.testing.assert_array_equal(TORCHVISION(pixels, 40, crop), pixels[:, first : first + 40])
 
 
 def test_exif_is_an_option():
@@ -234,6 +239,7 @@ def test_the_rule_is_kept_in_the_card(tmp_path, kind, rule):
 
 
 def test_the_rules_are_told_in_a_line():
-    told = {rule.describe(256) for rule in (OWN, TORCHVISION, CAFFE, Preprocessing("square", "opencv", upright=True))}
+    rules = (OWN, TORCHVISION, CAFFE, Preprocessing("square", "opencv", upright=True))
+    told = {rule.describe(256, 224) for rule in rules}
     assert len(told) == 4
     assert all(line.startswith("uint8, RGB, ") and "256" in line for line in told)

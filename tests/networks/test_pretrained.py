@@ -5,12 +5,14 @@ import hashlib
 import http.server
 import io
 import json
+import shutil
 import threading
 
 import jax
 import numpy as np
 import pytest
 import test_preprocessing
+import test_pth
 import test_weights
 from PIL import Image
 
@@ -62,7 +64,7 @@ def published(owner, monkeypatch, tmp_path):
     address, asked = owner
     asked.clear()
     if not CONTENT:
-        CONTENT.update(files(tmp_path))
+        CONTENT.update(files())
     found = {}
     for name, file in pretrained.PUBLISHED.items():
         place = f"/{file.name}"
@@ -72,13 +74,19 @@ def published(owner, monkeypatch, tmp_path):
     return found
 
 
-def files(tmp_path):
-    """By their addresses, as PyTorch writes it, and as Caffe does."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
-    file = tmp_path / "written.pth"
-    torch.save({name: torch.from_numpy(of) for name, of in test_weights.torchvision_tensors().items()}, file)
+def files():
+    """By their addresses, as PyTorch writes it, by itself where it is installed, and as Caffe does."""
+    tensors = test_weights.torchvision_tensors()
+    try:
+        import torch
+    except ImportError:
+        pth = test_pth.state_dict(tensors)
+    else:
+        written = io.BytesIO()
+        torch.save({name: torch.from_numpy(of) for name, of in tensors.items()}, written)
+        pth = written.getvalue()
     caffemodel = test_weights.caffemodel(test_weights.oihw(interchange.CAFFE, 227, scale=0.5), old=False)
-    return {"/alexnet-owt-7be5be79.pth": file.read_bytes(), "/bvlc_alexnet.caffemodel": caffemodel}
+    return {"/alexnet-owt-7be5be79.pth": pth, "/bvlc_alexnet.caffemodel": caffemodel}
 
 
 @pytest.fixture
@@ -132,6 +140,10 @@ def test_whoever_asks_for_a_run_takes_its_name(tmp_path, monkeypatch, capsys, ph
     network = load("torchvision")
     likeliest = np.argsort(-np.asarray(network.probabilities(network.preprocess(photo)[None]))[0])[:5]
     assert [row["class"] for row in json.loads(line)["top"]] == [network.class_names[of] for of in likeliest]
+    for folder, label in (("n02123045", "tabby"), ("tabby", "tabby"), ("photographs", None)):
+        (tmp_path / folder).mkdir()
+        (seen,) = predict.predictions(network, [str(shutil.copy(photo, tmp_path / folder))])
+        assert seen.label == label
     run(features._write, [str(photo)], workdir="torchvision", layers=("fc7:relu",), output="f.npy")
     assert np.load("f.npy").shape == (1, 20)
     for name in ("torchvision", "caffe"):

@@ -130,6 +130,16 @@ def legacy(value, keys=("0",), lengths=(6,), bits=None):
     return content + b"".join(struct.pack("<q", length) + bits for length in lengths)
 
 
+def state_dict(tensors):
+    """Arrays of float32 by name, as `torch.save` writes them."""
+    items = [
+        data(name) + tensor(storage(str(number), of.size), 0, of.shape, tuple(step // 4 for step in of.strides))
+        for number, (name, of) in enumerate(tensors.items())
+    ]
+    content = b"\x80\x02}(" + b"".join(items) + b"u."
+    return zipped(content, {str(number): of.tobytes() for number, of in enumerate(tensors.values())})
+
+
 def read(tmp_path, content):
     file = tmp_path / "a.pth"
     file.write_bytes(content)
@@ -140,6 +150,16 @@ def read(tmp_path, content):
 def test_the_assembler_writes_what_is_read_where_there_is_no_pytorch(tmp_path, write, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     np.testing.assert_array_equal(read(tmp_path, write(program(tensor())))["a"], NUMBERS.reshape(2, 3))
+
+
+def test_pytorch_reads_what_the_assembler_writes(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the extra [parity] brings it")
+    tensors = {"a": NUMBERS.reshape(2, 3), "b": np.arange(24, dtype=np.float32).reshape(2, 1, 3, 4)}
+    found = torch.load(io.BytesIO(state_dict(tensors)), weights_only=True)
+    assert [*found] == [*read(tmp_path, state_dict(tensors))] == [*tensors]
+    for name, of in tensors.items():
+        np.testing.assert_array_equal(found[name].numpy(), of, strict=True)
+        np.testing.assert_array_equal(read(tmp_path, state_dict(tensors))[name], of, strict=True)
 
 
 def test_numbers_of_a_machine_with_another_order_are_turned_around(tmp_path):
