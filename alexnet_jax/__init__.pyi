@@ -2,7 +2,7 @@
 
 from .config import PRESETS as PRESETS, Config as Config, InputError as InputError
 from .data.datasets import Dataset as Dataset, open_dataset as open_dataset
-from .data.input_pipeline import training_batches as training_batches
+from .data.input_pipeline import batch_of as batch_of, training_batches as training_batches
 from .device.tuned import tuned as tuned
 from .device.xla import compiler_options as compiler_options
 from .networks.explain import (

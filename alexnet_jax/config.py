@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
+from alexnet_jax.shown import shown
+
 # Of architectures.ARCHITECTURES, for --help, which waits for no import.
 ARCHITECTURE_NAMES = (
     "paper", "original", "one_gpu", "no_normalization", "non_overlapping_pooling", "six_conv", "caffe", "torchvision",
@@ -20,6 +22,9 @@ LARGEST, LARGEST_FACTOR = 2**31 - 1, 3e38
 
 class InputError(ValueError):
     """What the user gave cannot be used: one line that names the flag, file or layer."""
+
+    def _render_traceback_(self) -> list[str]:  # what IPython shows instead of pages: in a notebook it is one line too
+        return [f"error: {shown(self)}"]
 
 
 def option(

@@ -174,10 +174,10 @@ def save_explanations(
     _save(figure, file)
 
 
-def save_units(
+def save_images(
     images: Sequence[UInt8[np.ndarray, "size size 3"]], titles: Sequence[str], file: Path, *, columns: int = 5
 ) -> None:
-    """The image that each of some units likes best, as of `explain.activation_maximization`."""
+    """Images under a title each, as those that units like best (`explain.activation_maximization`)."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(2.2 * columns, 2.5 * rows), layout="constrained")

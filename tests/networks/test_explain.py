@@ -175,7 +175,7 @@ def test_a_linear_unit_likes_its_own_weights_best(tmp_path):
     found = explain.activation_maximization(network, "fc1", 1, contrast=20.0)
     expected = 128 + 20 * kernel[..., 1] / np.sqrt((kernel[..., 1] ** 2).mean())
     assert np.abs(found - np.clip(expected, 0, 255)).max() <= 0.6
-    figures.save_units([found, found], ["one", "two"], tmp_path / "units.png")
+    figures.save_images([found, found], ["one", "two"], tmp_path / "units.png")
     with Image.open(tmp_path / "units.png") as drawn:
         assert len(drawn.convert("RGB").getcolors(10**6)) > 100
 
