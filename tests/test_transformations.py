@@ -384,7 +384,7 @@ def test_training_steps_under_shard_map(training):
 # The fast forms.
 
 
-@pytest.mark.parametrize("name", ["paper", "original"])
+@pytest.mark.parametrize("name", ["paper", pytest.param("original", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_the_tables_tuned_for_other_devices_are_the_plain_one(name, platform):
     case = built(name, "float32")
@@ -394,7 +394,7 @@ def test_the_tables_tuned_for_other_devices_are_the_plain_one(name, platform):
     case.close(fast.gradients, case.gradients, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["paper", "original"])
+@pytest.mark.parametrize("name", ["paper", pytest.param("original", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("convolution", ["XLA", "oneDNN"])
 def test_the_tuned_table_is_the_plain_one(name, convolution):
     case = built(name, "float32")
