@@ -2,9 +2,12 @@
 
 import contextlib
 import functools
+import importlib
 import os
+import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 # Before JAX starts: four devices out of one CPU.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
@@ -31,6 +34,7 @@ from PIL import Image
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+from alexnet_jax import command
 from alexnet_jax.config import Config
 from alexnet_jax.data import datasets, shards
 from alexnet_jax.paper.layers import dropout, lrn, pool, relu
@@ -70,10 +74,46 @@ def without_compilation_cache():
 
 @pytest.fixture(scope="module")
 def quickly_compiled():
-    """In a third of the time, with hardly any optimisation: where a test is of what is done with programs."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    """In a third of the time, with hardly any optimisation: where a test is of what is done with programs.
+
+    In processes that the tests start too.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+class Ended(NamedTuple):
+    """How a command has ended, as `subprocess` tells it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def nothing_left(monkeypatch):
+    """No thread that would end this process."""
+    monkeypatch.setattr(command, "PATIENCE", 10**6)
+
+
+@pytest.fixture
+def call_here(monkeypatch, capsys, nothing_left):
+    """A command, called in this process: one of its own would import for seconds first."""
+
+    def call_here(name, *flags):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, flags)])
+        code = 0
+        try:
+            importlib.import_module(f"alexnet_jax.{name}").main()
+        except SystemExit as end:
+            code = end.code or 0
+        return Ended(code, *capsys.readouterr())
+
+    return call_here
 
 
 def small_config(**changes) -> Config:

@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
+from conftest import TINY, small_config, without_compilation_cache
 
+from alexnet_jax import open_dataset, train
 from alexnet_jax.config import InputError
-from alexnet_jax.device import parallel
+from alexnet_jax.device import onednn, parallel
 from alexnet_jax.runs.workdir import held
 
 PROGRAM = """
@@ -35,10 +38,10 @@ GLOO = {"Gloo", "Rank", "is", "connected", "to", "peer", "ranks", "Expected", "n
 LONG = ["--epochs=3000", "--checkpoint_every=5", "--evaluate_every=1000"]
 
 
-def start(workdir, prepared, *flags, processes=1, devices=2, last=(), come=None):
+def start(workdir, prepared, *flags, processes=1, last=(), come=None, **variables):
     """The processes of a run; `last`: flags that only the last of them has. come: those that do, by default all."""
-    devices = f"--xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": devices, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = {**os.environ, **devices, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true", **variables}
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -85,14 +88,20 @@ def names(workdir):
     return os.listdir(folder) if folder.exists() else []
 
 
-def test_two_processes_give_the_loss_curve_of_one(tmp_path, prepared):
-    for name, processes, devices in (("one", 1, 4), ("two", 2, 2)):
-        running = start(tmp_path / name, prepared, "--epochs=4", processes=processes, devices=devices)
-        found = ends(running)
-        assert [code for code, _, _ in found] == [0] * processes, found
-        assert "top-1 error" in found[0][1]
-        for _, out, _ in found[1:]:
-            assert set(re.findall("[A-Za-z]+", out)) <= GLOO, out
+@pytest.mark.parametrize("convolution", ["XLA", pytest.param("oneDNN", marks=pytest.mark.slow)])
+def test_two_processes_give_the_loss_curve_of_one(quickly_compiled, tmp_path, prepared, convolution):
+    if convolution == "oneDNN":
+        with without_compilation_cache():
+            if reason := onednn.missing():
+                pytest.skip(reason)
+    cache = {"JAX_COMPILATION_CACHE_DIR": ""} if convolution == "oneDNN" else {}
+    found = ends(start(tmp_path / "two", prepared, "--epochs=4", processes=2, **cache))
+    assert [code for code, _, _ in found] == [0, 0], found
+    assert ("without oneDNN" in found[0][1]) == (convolution == "XLA")
+    assert "top-1 error" in found[0][1]
+    assert set(re.findall("[A-Za-z]+", found[1][1])) <= GLOO, found[1][1]
+    config = small_config(log_every=1, learning_rate_drops=(3.0,))  # what FLAGS and the preset say
+    train.fit(TINY, open_dataset(prepared), config, tmp_path / "one", devices=jax.devices()[:4])
     one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
     assert [line["step"] for line in two] == list(range(1, 13))
     np.testing.assert_allclose([line["loss"] for line in two], [line["loss"] for line in one], rtol=1e-4)

@@ -31,6 +31,7 @@ from alexnet_jax.paper.train_state import shapes_of_params
 from alexnet_jax.paper.written import differences, from_json, to_json
 from alexnet_jax.runs import workdir
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 ONE = jax.devices()[:1]
 STEPS = 2
 CONFIG = small_config(epochs=STEPS / 3.125)
@@ -220,18 +221,13 @@ def test_a_file_whose_card_was_edited_is_not_used(file, tmp_path, dataset, chang
     assert [*tmp_path.iterdir()] == [edited_file]
 
 
-def command(module, *arguments):
-    process = [sys.executable, "-m", f"alexnet_jax.{module}", *map(str, arguments)]
-    return subprocess.run(process, capture_output=True, text=True, timeout=200)
-
-
-def test_the_commands_end_in_a_line_that_names_layer_and_field(run, tmp_path):
+def test_the_commands_end_in_a_line_that_names_layer_and_field(call_here, run, tmp_path):
     Image.fromarray(picture(0, 1)).save(tmp_path / "a.png")
     changed, named_so = CHANGES["alpha"]
     with edited(run, changed):
         asked = [
-            command("predict", f"--workdir={run}", tmp_path / "a.png"),
-            command("main", "--mode=evaluate", f"--workdir={run}", f"--output={tmp_path / 'out'}"),
+            call_here("predict", f"--workdir={run}", tmp_path / "a.png"),
+            call_here("main", "--mode=evaluate", f"--workdir={run}", f"--output={tmp_path / 'out'}"),
         ]
     for process in asked:
         assert (process.returncode, process.stdout) == (2, "")
@@ -247,7 +243,8 @@ def test_a_run_is_used_whose_architecture_the_program_does_not_have(run, tmp_pat
     assert network.net.layers == TINY
     pixels = picture(0, 1)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    process = command("predict", f"--workdir={run}", "--json", "--top=3", tmp_path / "a.png")
+    command = [sys.executable, "-m", "alexnet_jax.predict", f"--workdir={run}", "--json", "--top=3"]
+    process = subprocess.run([*command, tmp_path / "a.png"], capture_output=True, text=True, timeout=200)
     assert process.returncode == 0, process.stderr
     told = {of["class"]: of["probability"] for of in json.loads(process.stdout)["top"]}
     expected = dict(zip(dataset.class_names, np.asarray(network.probabilities(pixels[None]))[0].tolist(), strict=True))

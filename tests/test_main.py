@@ -1,4 +1,4 @@
-"""The command, as a user calls it: processes of their own."""
+"""The command, as a user calls it: most of it in processes of their own."""
 
 import json
 import math
@@ -22,15 +22,17 @@ from alexnet_jax.paper.written import to_json
 
 COMMAND = [sys.executable, "-m", "alexnet_jax.main"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as users have
+ENVIRONMENT["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # as `quickly_compiled`
 _compiled = tempfile.TemporaryDirectory(prefix="compiled-")  # as --compilation_cache in one test, and then in all
 COMPILED = ENVIRONMENT["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 # A short run of the real demo network on tiny batches.
 QUICK = ["--batch_size=2", "--epochs=0.4", "--log_every=1", "--checkpoint_every=2", "--crop_size=67"]
 
 
-def call(*arguments, name="main", **environment):
-    command = [sys.executable, "-m", f"alexnet_jax.{name}", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT | environment)
+def call(*arguments, **environment):
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=300, env=ENVIRONMENT | environment
+    )
 
 
 def test_help_lists_every_field_with_its_default_in_each_preset():
@@ -80,7 +82,6 @@ def test_help_takes_less_than_half_a_second():
     ("flag", "message"),
     [
         ("--preset=nonsense", "--preset=nonsense: must be one of demo, paper, original"),
-        ("--dataset=nowhere", "--dataset=nowhere: neither a folder nor the built-in data set"),
         ("--architecture=vgg", "--architecture=vgg: must be one of paper, original, one_gpu"),
         ("--batch_size=many", "--batch_size=many"),
         ("--cache=disk", "--cache=disk: must be none or device"),
@@ -129,19 +130,21 @@ def test_the_workdir_is_needed():
     assert (process.returncode, process.stderr) == (2, "error: --workdir=DIR is needed: the folder of the run\n")
 
 
-def test_a_workdir_that_is_a_file_is_refused(tmp_path, photos):
+def test_a_data_set_that_is_not_there_is_one_line_and_starts_nothing(call_here, tmp_path):
+    process = call_here("main", f"--workdir={tmp_path / 'run'}", "--dataset=nowhere")
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith("error: --dataset=nowhere: neither a folder nor the built-in data set")
+    assert process.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_is_a_file_or_where_nothing_can_be_made_is_refused(call_here, tmp_path, photos):
     (tmp_path / "file").write_text("")
-    process = call(f"--workdir={tmp_path / 'file'}", f"--dataset={photos}", *QUICK)
-    assert process.returncode == 2
-    assert process.stderr.startswith(f"error: --workdir={tmp_path / 'file'}: cannot be used")
-    assert process.stderr.count("\n") == 1
-
-
-def test_a_workdir_where_nothing_can_be_made_is_refused(photos):
-    process = call("--workdir=/proc/run", f"--dataset={photos}", *QUICK)
-    assert process.returncode == 2
-    assert process.stderr.startswith("error: --workdir=/proc/run: cannot be used")
-    assert process.stderr.count("\n") == 1
+    for workdir in (tmp_path / "file", "/proc/run"):
+        process = call_here("main", f"--workdir={workdir}", f"--dataset={photos}", *QUICK, "--batch_size=4")
+        assert process.returncode == 2
+        assert process.stderr.startswith(f"error: --workdir={workdir}: cannot be used")
+        assert process.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -168,10 +171,13 @@ def photos(tmp_path_factory):
     command = [sys.executable, "-m", "alexnet_jax.prepare", f"--source={folder / 'source'}", "--size=72"]
     process = subprocess.run([*command, f"--output={folder / 'set'}"], capture_output=True, text=True, check=True)
     assert "2 classes, 18 train images, 2 validation images" in process.stdout
-    again = subprocess.run([*command, f"--output={folder / 'set'}"], capture_output=True, text=True)
-    assert again.returncode == 2
-    assert again.stderr == f"error: --output={folder / 'set'}: already exists; choose another output or delete it\n"
     return folder / "set"
+
+
+def test_what_is_prepared_is_not_written_over(call_here, photos):
+    process = call_here("prepare", f"--source={photos.parent / 'source'}", f"--output={photos}")
+    message = f"error: --output={photos}: already exists; choose another output or delete it\n"
+    assert (process.returncode, process.stderr) == (2, message)
 
 
 @pytest.fixture(scope="module")
@@ -220,10 +226,10 @@ def test_a_run_goes_on_with_the_same_flags_only(whole_run, photos):
     assert json.loads((workdir / "result.json").read_text())["top1_error"] == json.loads(result)["top1_error"]
 
 
-def test_the_outputs_of_a_layer_as_features(whole_run, photos, tmp_path):
+def test_the_outputs_of_a_layer_as_features(call_here, whole_run, photos, tmp_path):
     workdir, _ = whole_run
     pictures = sorted((photos.parent / "source" / "cat").iterdir())
-    process = call(f"--workdir={workdir}", f"--output={tmp_path / 'f.npy'}", *pictures, name="features")
+    process = call_here("features", f"--workdir={workdir}", f"--output={tmp_path / 'f.npy'}", *pictures)
     assert process.returncode == 0, process.stderr
     assert process.stdout == f"{tmp_path / 'f.npy'}: fc7:relu of 10 pictures, 1024 each\n"
     expected = load(workdir).features(pictures, ["fc7:relu"])["fc7:relu"]
@@ -234,7 +240,7 @@ def test_the_outputs_of_a_layer_as_features(whole_run, photos, tmp_path):
         ([f"--workdir={workdir}", f"--output={tmp_path / 'f.txt'}", pictures[0]], "f.txt: must end in .npz or .npy"),
         ([f"--workdir={workdir}", f"--output={tmp_path / 'g.npy'}"], "give pictures, or --dataset=PREPARED: "),
     ):
-        process = call(*flags, name="features")
+        process = call_here("features", *flags)
         assert (process.returncode, process.stdout) == (2, "")
         assert message in process.stderr
         assert process.stderr.count("\n") == 1

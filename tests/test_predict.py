@@ -58,12 +58,6 @@ def network(workdir):
     return load(workdir)
 
 
-def command(*arguments, stdout=subprocess.PIPE):
-    process = [sys.executable, "-m", "alexnet_jax.predict", *map(str, arguments)]
-    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # as `quickly_compiled`
-    return subprocess.run(process, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=200, env=environment)
-
-
 def test_what_is_loaded_answers_as_it_was_evaluated(workdir, dataset, network):
     result = json.loads((workdir / "result.json").read_text())
     batch = input_pipeline.whole_split(dataset, "validation")
@@ -84,7 +78,9 @@ def test_the_command_answers_for_a_validation_image_as_the_evaluation_does(tmp_p
     Image.fromarray(batch.images[5]).convert("RGBA").resize((100, 80)).save(tmp_path / "d.webp")
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8nothing")
     (tmp_path / ".hidden.jpg").write_bytes(b"")
-    process = command(f"--workdir={workdir}", "--format=json", "--top=2", f"--figure={tmp_path / 'seen.png'}", tmp_path)
+    flags = [f"--workdir={workdir}", "--format=json", "--top=2", f"--figure={tmp_path / 'seen.png'}"]
+    command = [sys.executable, "-m", "alexnet_jax.predict", *flags, str(tmp_path)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert process.returncode == 2
     # An older jaxlib writes lines of its own when it loads what was compiled before.
     errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
@@ -240,8 +236,8 @@ def test_files_of(tmp_path, monkeypatch):
         (["--workdir=nowhere", "--format=xls", "a.jpg"], "--format=xls: must be one of table, json, csv"),
     ],
 )
-def test_bad_flags_are_one_line(arguments, message):
-    process = command(*arguments)
+def test_bad_flags_are_one_line(call_here, arguments, message):
+    process = call_here("predict", *arguments)
     assert (process.returncode, process.stdout) == (2, "")
     assert process.stderr.startswith(f"error: {message}")
     assert process.stderr.count("\n") == 1
@@ -287,19 +283,21 @@ def test_a_damaged_file_is_named(workdir, tmp_path, file):
         load(copy)
 
 
-def test_activation_maps_are_drawn_of_one_picture(tmp_path, workdir, dataset):
+def test_activation_maps_are_drawn_of_one_picture(call_here, tmp_path, workdir, dataset):
     Image.fromarray(input_pipeline.whole_split(dataset, "validation").images[0]).save(tmp_path / "a.png")
-    process = command(f"--workdir={workdir}", "--maps=conv1", f"--figure={tmp_path / 'm.png'}", tmp_path / "a.png")
+    flags = [f"--workdir={workdir}", "--maps=conv1", f"--figure={tmp_path / 'm.png'}"]
+    process = call_here("predict", *flags, tmp_path / "a.png")
     assert process.returncode == 0, process.stderr
     pixels = np.asarray(Image.open(tmp_path / "m.png").convert("L"))
     assert 0.02 < np.mean(pixels < 128) < 0.9  # neither empty nor black
 
 
-def test_what_speaks_for_an_answer_is_drawn_of_each_picture(tmp_path, workdir, dataset):
+def test_what_speaks_for_an_answer_is_drawn_of_each_picture(call_here, tmp_path, workdir, dataset):
     for number, image in enumerate(input_pipeline.whole_split(dataset, "validation").images[:2]):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
     figure = tmp_path / "why" / "m.png"
-    process = command(f"--workdir={workdir}", "--explain=gradcam", f"--figure={figure}", *tmp_path.glob("*.png"))
+    flags = [f"--workdir={workdir}", "--explain=gradcam", f"--figure={figure}"]
+    process = call_here("predict", *flags, *tmp_path.glob("*.png"))
     assert process.returncode == 0, process.stderr
     pixels = np.asarray(Image.open(figure).convert("RGB")).astype(int)
     assert pixels.shape[1] > 1000  # two pictures in a row
@@ -338,9 +336,9 @@ def test_what_is_explained_comes_in_batches_of_one_size(monkeypatch, count):
         (["--maps=conv9", "--figure=m.png"], "its network has no output conv9; there are conv1, conv1:relu, conv1:lrn"),
     ],
 )
-def test_maps_that_cannot_be_drawn_are_one_line(tmp_path, workdir, dataset, flags, message):
+def test_maps_that_cannot_be_drawn_are_one_line(call_here, tmp_path, workdir, dataset, flags, message):
     Image.fromarray(input_pipeline.whole_split(dataset, "validation").images[0]).save(tmp_path / "a.png")
-    process = command(f"--workdir={workdir}", *flags, tmp_path / "a.png")
+    process = call_here("predict", f"--workdir={workdir}", *flags, tmp_path / "a.png")
     assert process.returncode == 2
     assert message in process.stderr.splitlines()[-1]
     assert not (tmp_path / "m.png").exists()

@@ -236,10 +236,9 @@ def test_a_shape_that_lies_takes_no_memory(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
 
 
-@pytest.mark.parametrize("mutations", [30, pytest.param(400, marks=pytest.mark.slow)])
-def test_whatever_field_is_changed_the_answer_is_the_same_or_a_line_names_it(mutations):
+@pytest.mark.parametrize("mutations", [30, pytest.param(150, marks=pytest.mark.slow)])
+def test_whatever_field_is_changed_the_answer_is_the_same_or_a_line_names_it(quickly_compiled, mutations):
     command = [sys.executable, str(MUTATIONS), f"--mutations={mutations}", f"--seed={mutations}", "--no_log"]
-    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # which compiles in a third of the time
-    process = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert process.returncode == 0, process.stdout + process.stderr[-3000:]
     assert re.search(rf"^{mutations} mutations of [6-9] files: 0 ends that must not be$", process.stdout, re.MULTILINE)

@@ -83,47 +83,27 @@ def test_a_run_whose_reader_has_gone_comes_to_its_end(prepared, tmp_path, gone):
     assert (tmp_path / "run" / "result.json").exists()
 
 
-def called(monkeypatch, capsys, module, *flags):
-    """(exit code, what it said on standard error) of a command in this process."""
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, flags)])
-    try:
-        module.main()
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    return code, capsys.readouterr().err
-
-
-@pytest.fixture
-def nothing_left(monkeypatch):
-    """No thread that would end this process."""
-    monkeypatch.setattr(command, "PATIENCE", 10**6)
-
-
-def test_commands_one_after_the_other_in_one_process(monkeypatch, capsys, prepared, nothing_left):
+def test_commands_one_after_the_other_in_one_process(call_here, prepared):
     before = sys.stdout, sys.stderr, signal.getsignal(signal.SIGTERM), sys.modules["__main__"].__doc__
     for _ in range(2):
-        assert called(monkeypatch, capsys, prepare, f"--verify={prepared}") == (0, "")
-        code, line = called(monkeypatch, capsys, prepare, "--verify=nowhere")
-        assert (code, line.count("\n")) == (2, 1)
-        assert called(monkeypatch, capsys, prepare, "--epochs=3") == (2, "error: Unknown command line flag 'epochs'\n")
-        assert called(monkeypatch, capsys, main, "--workdir=run", "--epochs=0") == (
-            2,
-            "error: --epochs=0.0: must be above 0\n",
-        )
-        assert called(monkeypatch, capsys, main, "--help") == (0, "")
-        assert called(monkeypatch, capsys, features, "--version") == (0, "")
+        assert (ended := call_here("prepare", f"--verify={prepared}")) == (0, ended.stdout, "")
+        ended = call_here("prepare", "--verify=nowhere")
+        assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+        assert call_here("prepare", "--epochs=3") == (2, "", "error: Unknown command line flag 'epochs'\n")
+        assert call_here("main", "--workdir=run", "--epochs=0") == (2, "", "error: --epochs=0.0: must be above 0\n")
+        assert (ended := call_here("main", "--help")) == (0, ended.stdout, "")
+        assert (ended := call_here("features", "--version")) == (0, ended.stdout, "")
         # Flags of the command before are forgotten.
-        assert called(monkeypatch, capsys, main) == (2, "error: --workdir=DIR is needed: the folder of the run\n")
+        assert call_here("main") == (2, "", "error: --workdir=DIR is needed: the folder of the run\n")
     assert before == (sys.stdout, sys.stderr, signal.getsignal(signal.SIGTERM), sys.modules["__main__"].__doc__)
 
 
-def test_a_command_in_a_thread(monkeypatch, capsys, prepared):
+def test_a_command_in_a_thread(call_here, prepared):
     found = []
-    thread = threading.Thread(target=lambda: found.append(called(monkeypatch, capsys, prepare, f"--verify={prepared}")))
+    thread = threading.Thread(target=lambda: found.append(call_here("prepare", f"--verify={prepared}")))
     thread.start()
     thread.join()
-    assert found == [(0, "")]
+    assert [(of.returncode, of.stderr) for of in found] == [(0, "")]
 
 
 HANGING = """
@@ -213,14 +193,13 @@ def test_no_place_for_the_builtin_data_set_names_the_variable(monkeypatch, tmp_p
         datasets.builtin_shapes(4, 4)
 
 
-def test_a_compilation_cache_that_cannot_be_written_is_named(monkeypatch, capsys, tmp_path, prepared, nothing_left):
+def test_a_compilation_cache_that_cannot_be_written_is_named(call_here, monkeypatch, tmp_path, prepared):
     (tmp_path / "file").touch()
     folder, flags = tmp_path / "file" / "cache", (f"--workdir={tmp_path}", f"--dataset={prepared}", "--crop_size=32")
     line = f"={folder}: cannot be written; choose another folder, or do without\n"
-    found = called(monkeypatch, capsys, main, *flags, f"--compilation_cache={folder}")
-    assert found == (2, f"error: --compilation_cache{line}")
+    assert call_here("main", *flags, f"--compilation_cache={folder}") == (2, "", f"error: --compilation_cache{line}")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
-    assert called(monkeypatch, capsys, main, *flags) == (2, f"error: JAX_COMPILATION_CACHE_DIR{line}")
+    assert call_here("main", *flags) == (2, "", f"error: JAX_COMPILATION_CACHE_DIR{line}")
 
 
 OPTIONS = {

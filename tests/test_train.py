@@ -320,18 +320,18 @@ def test_the_intervals_of_a_config():
     assert Intervals.of(dataclasses.replace(config, epochs=0.001), Fraction(50, 16)).last == 1
 
 
-def step_and_state(dataset, devices, **changes):
-    net, optimizer = model.AlexNet(TINY), papers_rule(0.001, patience=1)
+def step_and_state(dataset, devices, layers=TINY, **changes):
+    net, optimizer = model.AlexNet(layers), papers_rule(0.001, patience=1)
     augment = papers_augmentation(small_config(**changes), dataset.statistics, 2.0)
     step = make_train_step(net, optimizer, augment, axis_name=parallel.axis_of(devices))
     state = parallel.replicate(init_state(net, optimizer, image_size=CROP), devices)
     return parallel.pmap_step(step, devices, donate_state=True), state
 
 
-def losses_at(dataset, numbers, **changes):
-    """Of the step after so many, each from the same parameters and on the same batch."""
+def losses_at(dataset, numbers, layers=TINY[2:], **changes):
+    """Of the step after so many, each from the same parameters and batch; of dense layers, which compile soon."""
     (batch,) = training_batches(dataset, batch_size=16, seed=0, steps=range(1))
-    step, state = step_and_state(dataset, ONE, **changes)
+    step, state = step_and_state(dataset, ONE, layers, **changes)
     batch, found = parallel.shard(batch, ONE), []
     for number in numbers:
         copy = jax.tree.map(jnp.copy, state)  # the step donates it
@@ -362,11 +362,11 @@ def test_each_setting_of_the_augmentation_reaches_the_step(dataset):
 @pytest.mark.slow
 def test_under_debug_nans_a_step_runs_operation_by_operation(dataset):
     """A fast stand-in for the command's own test of --debug_nans."""
-    (expected,) = losses_at(dataset, [0])
+    (expected,) = losses_at(dataset, [0], TINY)
     jax.config.update("jax_debug_nans", True)
     try:
         assert parallel.axis_of(TWO) is None
-        (found,) = losses_at(dataset, [0])
+        (found,) = losses_at(dataset, [0], TINY)
     finally:
         jax.config.update("jax_debug_nans", False)
     assert found == pytest.approx(expected, rel=1e-5)

@@ -103,13 +103,14 @@ def make_train_step(
         images, labels = map(jnp.asarray, batch)
         first = 0 if axis_name is None else lax.axis_index(axis_name) * len(images)
         places = first + jnp.arange(len(images), dtype=jnp.int32)
-        places += jnp.zeros_like(labels, jnp.int32)  # so that, on an explicit mesh, they are divided as the labels are
+        places += 0 * labels.astype(jnp.int32)  # so that, on an explicit mesh, they are divided as the labels are
         draws = Draws(jax.random.fold_in(random_key, state.step), places, state.step)
         views, dropout_keys = augment(draws, images), draws.dropout_keys()
 
         def loss(params: PyTree) -> tuple[Array, Array]:
             logits = jnp.asarray(net.apply({"params": params}, views, train=True, key=dropout_keys))
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), logits
+            of_labels = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+            return -jnp.mean(of_labels), logits
 
         params = state.params
         if axis_name is not None:  # so that the gradients are this device's own, for `mean`

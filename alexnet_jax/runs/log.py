@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import msgspec
-import tensorboardX
 
 from alexnet_jax.config import InputError
 from alexnet_jax.files import named_in_errors, write_whole
@@ -92,7 +91,7 @@ class RunLog:
         _set_bad_lines_aside(self.file, steps)
         kept = [line for line in read_metrics(self.file) if line["step"] <= first_step]
         write_whole(self.file, "".join(json.dumps(line) + "\n" for line in kept))
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._tensorboard = _tensorboard().SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
         self._bar = progress(steps, initial=first_step, bar_format=_PROGRESS, desc="compiling", dynamic_ncols=True)
         self.restart_clock(first_step)
 
@@ -195,3 +194,14 @@ def _set_bad_lines_aside(file: Path, steps: int) -> None:
         with file.with_name(f"{file.name}.damaged").open("ab") as aside:
             aside.write(b"".join(bad))
         write_whole(file, b"".join(good))
+
+
+def _tensorboard() -> Any:
+    """tensorboardX; without PyTorch, which it imports for seconds where there is one, for the name of a type."""
+    hidden = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
+    try:
+        import tensorboardX
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return tensorboardX

@@ -169,12 +169,14 @@ for module in modules:
 write(Path(sys.argv[1]))
 dataset = datasets.open_dataset(sys.argv[1])
 from alexnet_jax.data.input_pipeline import training_batches
+from alexnet_jax.runs.log import RunLog
+RunLog(Path(sys.argv[1]), first_step=0, steps=1, steps_per_epoch=1.0, batch_size=1).close()
 print(len(list(training_batches(dataset, batch_size=4, seed=0, steps=range(3)))))
-print([name for name in sys.modules if name.split(".")[0] == "tensorflow"])
+print([name for name in sys.modules if name.split(".")[0] in ("tensorflow", "torch")])
 """
 
 
-def test_no_tensorflow_is_imported_by_anything(tmp_path):
+def test_no_tensorflow_is_imported_by_anything_and_no_pytorch(tmp_path):
     process = in_new_process(NO_TENSORFLOW, tmp_path / "set")
     assert process.stdout.splitlines()[-2:] == ["3", "[]"], process.stderr
 

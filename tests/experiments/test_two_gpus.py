@@ -13,6 +13,7 @@ from alexnet_jax import AlexNet, Conv, relu, summary, with_classes
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import two_gpus
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 # Layer 2 reads its own GPU's maps, layer 3 those of both, as conv2 and conv3 of the paper.
 LAYERS = (
     *TINY[:2],

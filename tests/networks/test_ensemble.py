@@ -4,8 +4,6 @@ import csv
 import dataclasses
 import functools
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -18,6 +16,8 @@ from alexnet_jax.networks import ensemble, one_file
 from alexnet_jax.networks.loading import load
 from alexnet_jax.paper import model
 from alexnet_jax.train import fit
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +162,8 @@ def test_what_does_not_fit_is_refused(workdirs, tmp_path, other_dataset):
         (["--mode=evaluate"], "nowhere: there is no run"),
     ],
 )
-def test_bad_flags_are_one_line(flags, message):
-    command = [sys.executable, "-m", "alexnet_jax.main", "--workdir=nowhere", *flags]
-    process = subprocess.run(command, capture_output=True, text=True)
+def test_bad_flags_are_one_line(call_here, flags, message):
+    process = call_here("main", "--workdir=nowhere", *flags)
     assert (process.returncode, process.stdout) == (2, "")
     assert process.stderr.startswith(f"error: {message}")
     assert process.stderr.count("\n") == 1

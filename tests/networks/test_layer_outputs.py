@@ -31,6 +31,8 @@ from alexnet_jax.train import fit
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import retrieval
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.fixture(scope="module")
 def dataset(prepared):

@@ -32,6 +32,7 @@ from alexnet_jax.paper.written import to_json
 from alexnet_jax.runs import checkpoint, workdir
 from alexnet_jax.train import fit
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 CONFIG = Config(crop_size=CROP, batch_size=16, epochs=1.0)
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
 

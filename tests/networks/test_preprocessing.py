@@ -27,6 +27,7 @@ from alexnet_jax.data.preprocessing import CAFFE, OWN, TORCHVISION, Preprocessin
 from alexnet_jax.networks import interchange, one_file
 from alexnet_jax.networks.loading import load
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 PHOTOGRAPHS = SHARED / "data" / "photos-original-size.tar"
 
 

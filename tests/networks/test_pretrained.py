@@ -27,6 +27,7 @@ from alexnet_jax.paper.architectures import CAFFE, TORCHVISION
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.table import named, with_classes, with_column
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 WIDTHS = (8, 12, 16, 12, 8, 24, 20, 1000)
 CONTENT = {}
 

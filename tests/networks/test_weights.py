@@ -32,6 +32,7 @@ from alexnet_jax.paper.table import Conv, Dense, Local, with_column
 from alexnet_jax.paper.train_state import init_params, shapes_of_params
 from alexnet_jax.train import fit
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 WIDTHS = (8, 12, 16, 12, 8, 24, 20, 7)
 IMAGES = np.random.default_rng(1).integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
 
@@ -626,21 +627,21 @@ def test_a_state_dict_may_be_wrapped_as_trainings_do(tmp_path):
             interchange.from_torchvision(file)
 
 
-def test_the_command_converts_and_what_it_wrote_predicts(tmp_path):
+def test_the_command_converts_and_what_it_wrote_predicts(call_here, tmp_path):
     file, mean, _, _ = caffe_files(tmp_path)
+    message = f"error: {file}: needs --mean=FILE, the .binaryproto that comes with it\n"
+    assert call_here("weights", f"--source={file}", "--output=b.safetensors") == (2, "", message)
     card = json.dumps({"class_names": [], "step": 0, "layers": [], "config": []})
     metadata = {"format": one_file.FORMATS[0], "card": card, "layers": "[]"}
     content = safetensors.numpy.save({"a": np.zeros(1)}, metadata)
-    (tmp_path / "a.safetensors").write_bytes(content)  # in a process of its own, where types are not checked
-    for source, message in (
-        (file, "needs --mean=FILE, the .binaryproto that comes with it"),
-        (tmp_path / "a.safetensors", "its card cannot be read (config: Expected `object`, got `array`)"),
-    ):
-        process = subprocess.run(
-            [sys.executable, "-m", "alexnet_jax.weights", f"--source={source}", "--output=b.safetensors"],
-            capture_output=True, text=True, cwd=tmp_path,
-        )  # fmt: skip
-        assert (process.returncode, process.stderr) == (2, f"error: {source}: {message}\n")
+    bad = tmp_path / "a.safetensors"
+    bad.write_bytes(content)  # in a process of its own, where types are not checked
+    process = subprocess.run(
+        [sys.executable, "-m", "alexnet_jax.weights", f"--source={bad}", "--output=b.safetensors"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    message = f"error: {bad}: its card cannot be read (config: Expected `object`, got `array`)\n"
+    assert (process.returncode, process.stderr) == (2, message)
     names = tuple(f"kind {number}" for number in range(7))
     network = interchange.from_caffe(file, mean, names)
     one_file.save(network, tmp_path / "b.safetensors")
