@@ -4,7 +4,7 @@ import itertools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -56,7 +56,7 @@ def save_curves(metrics: list[dict[str, Any]], file: Path) -> None:
     _save(figure, file)
 
 
-def _is_drawn(value: Any) -> bool:
+def _is_drawn(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and abs(value) < 1e30
 
 
