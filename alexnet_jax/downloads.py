@@ -102,10 +102,14 @@ def _receive(file: Published, partial: Path) -> None:
     """Appends what is missing to what is there. Raises _Refused; OSError where it cannot be written."""
     failed = 0
     say(f"{file.address}: fetched into {partial.parent}", error=True)
-    options = {"desc": file.name, "unit": "B", "unit_scale": True, "delay": 1e-3}  # at first its length is not known
-    with partial.open("ab") as written, progress(0, **options) as bar:
+    bar: Any = None
+    with contextlib.ExitStack() as held:
+        written = held.enter_context(partial.open("ab"))
 
         def advance(there: int, end: int | None) -> None:
+            nonlocal bar
+            if bar is None:  # not before its length is known
+                bar = held.enter_context(progress(end or 0, desc=file.name, unit="B", unit_scale=True))
             bar.total = end
             bar.update(there - bar.n)
 
