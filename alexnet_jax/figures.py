@@ -28,7 +28,7 @@ def save_curves(metrics: list[dict[str, Any]], file: Path) -> None:
     def points(split: str, key: str, factor: float) -> list[tuple[float, float]]:
         """Of the lines that say it, which need not be all: what a run's folder says is only as good as it is."""
         lines = [line for line in metrics if line.get("split") == split]
-        found = [(line.get("epoch"), line.get(key)) for line in lines]
+        found: list[tuple[Any, Any]] = [(line.get("epoch"), line.get(key)) for line in lines]
         return [(epoch, factor * value) for epoch, value in found if _is_drawn(epoch) and _is_drawn(value)]
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")

@@ -14,7 +14,7 @@ from alexnet_jax.config import InputError
 from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.device import xla
-from alexnet_jax.files import partial_of
+from alexnet_jax.files import named_in_errors, partial_of
 from alexnet_jax.networks.network import Trained
 from alexnet_jax.paper.table import named, output_names, step_names
 
@@ -92,7 +92,8 @@ class Rows:
         if not self._opened.tell():
             self.shape = rows.shape[1:]
             self._write_head()
-        self._opened.write(np.ascontiguousarray(rows, np.float32).data)
+        with named_in_errors(self.file):
+            self._opened.write(np.ascontiguousarray(rows, np.float32).data)
         self.count += len(rows)
 
     def _write_head(self) -> None:  # which NumPy makes as long for any number of rows
