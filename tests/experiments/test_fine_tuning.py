@@ -45,10 +45,11 @@ def test_the_halves_of_the_classes(photographs, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_compiled")
 def test_both_ways_are_trained_alike_and_kept(photographs, tmp_path, monkeypatch):
-    for name, value in (("DEMO", TINY), ("SIZE", SIZE), ("CROP", CROP), ("BATCH", 4), ("FEW", {"few": 4, "all": 1})):
+    for name, value in (("DEMO", TINY), ("SIZE", SIZE), ("CROP", CROP), ("BATCH", 4), ("FEW", {"few": 4})):
         monkeypatch.setattr(fine_tuning, name, value)
-    monkeypatch.setattr(fine_tuning, "STEPS", {"others": 2, "few": 3, "all": 2})
+    monkeypatch.setattr(fine_tuning, "STEPS", {"others": 2, "few": 3})
     ran, fit = [], fine_tuning.fit
     monkeypatch.setattr(fine_tuning, "fit", lambda *given: (ran.append(given), fit(*given))[1])
     for of in (record, photo_tables):
@@ -57,18 +58,18 @@ def test_both_ways_are_trained_alike_and_kept(photographs, tmp_path, monkeypatch
     command = ["fine_tuning.py", f"--source={photographs}", f"--workdir={workdir}", "--seeds=3,4"]
     monkeypatch.setattr(sys, "argv", command)
     fine_tuning.main()
-    assert len(ran) == 2 * (1 + 2 * 2)
+    assert len(ran) == 2 * (1 + 2)
     of_others, new, taken = (config for _, _, config, _ in ran[:3])
     assert (new.init_from, Path(taken.init_from)) == ("", ran[0][3])
     assert {**new.to_json(), "init_from": taken.init_from} == taken.to_json()
-    assert of_others.seed == new.seed == ran[4][2].seed == 3
+    assert of_others.seed == new.seed == taken.seed == 3
     origin, result = (json.loads((ran[2][3] / name).read_text()) for name in ("init.json", "result.json"))
     assert origin["new"] == ["fc4/bias", "fc4/kernel"]
     assert result["steps"] == 3
     values = json.loads((tmp_path / "fine_tuning.json").read_text())
     assert [run["result"]["images"] for run in values["results"]["few"]["taken"]] == [10, 10]
     errors = np.array([[run["result"]["top1_error"] for run in of["new"]] for of in values["results"].values()])
-    assert errors.shape == (2, 2)
+    assert errors.shape == (1, 2)
     assert "| 10 | 1 |" in photo_tables.fine_tuning()
     fine_tuning.main()
-    assert len(ran) == 10  # nothing is trained twice
+    assert len(ran) == 6  # nothing is trained twice
