@@ -34,7 +34,7 @@ from PIL import Image
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from alexnet_jax import command
+from alexnet_jax import command, figures
 from alexnet_jax.config import Config
 from alexnet_jax.data import datasets, shards
 from alexnet_jax.paper.layers import dropout, lrn, pool, relu
@@ -83,6 +83,15 @@ def quickly_compiled():
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def undrawn():
+    """Runs without their pictures, which take longer than small networks; test_main looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("save_curves", "save_kernels", "save_predictions"):
+            patch.setattr(figures, name, lambda *_, **others: None)
+        yield
 
 
 class Ended(NamedTuple):

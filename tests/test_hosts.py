@@ -89,7 +89,7 @@ def names(workdir):
 
 
 @pytest.mark.parametrize("convolution", ["XLA", pytest.param("oneDNN", marks=pytest.mark.slow)])
-def test_two_processes_give_the_loss_curve_of_one(quickly_compiled, tmp_path, prepared, convolution):
+def test_two_processes_give_the_loss_curve_of_one(quickly_compiled, undrawn, tmp_path, prepared, convolution):
     if convolution == "oneDNN":
         with without_compilation_cache():
             if reason := onednn.missing():

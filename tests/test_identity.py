@@ -31,7 +31,7 @@ from alexnet_jax.paper.train_state import shapes_of_params
 from alexnet_jax.paper.written import differences, from_json, to_json
 from alexnet_jax.runs import workdir
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
+pytestmark = pytest.mark.usefixtures("quickly_compiled", "undrawn")
 ONE = jax.devices()[:1]
 STEPS = 2
 CONFIG = small_config(epochs=STEPS / 3.125)

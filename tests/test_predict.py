@@ -25,7 +25,7 @@ from alexnet_jax.paper.architectures import DEMO
 from alexnet_jax.paper.table import with_classes
 from alexnet_jax.shown import Stream, progress, shown
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
+pytestmark = pytest.mark.usefixtures("quickly_compiled", "undrawn")
 
 
 @pytest.fixture(scope="module")

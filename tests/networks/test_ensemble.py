@@ -17,7 +17,7 @@ from alexnet_jax.networks.loading import load
 from alexnet_jax.paper import model
 from alexnet_jax.train import fit
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
+pytestmark = pytest.mark.usefixtures("quickly_compiled", "undrawn")
 
 
 @pytest.fixture(scope="module")

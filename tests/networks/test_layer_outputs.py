@@ -31,7 +31,7 @@ from alexnet_jax.train import fit
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import retrieval
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
+pytestmark = pytest.mark.usefixtures("quickly_compiled", "undrawn")
 
 
 @pytest.fixture(scope="module")

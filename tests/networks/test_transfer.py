@@ -23,7 +23,7 @@ from alexnet_jax.paper.table import with_classes, with_layers, with_steps
 from alexnet_jax.paper.train_state import shapes_of_params
 from alexnet_jax.train import fit
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
+pytestmark = pytest.mark.usefixtures("quickly_compiled", "undrawn")
 TWO_CLASSES = with_classes(TINY, 2)
 WIDER = with_layers(TWO_CLASSES, conv1={"features": 16}, conv2={"features": 12}, fc3={"features": 20})
 

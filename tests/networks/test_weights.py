@@ -32,7 +32,7 @@ from alexnet_jax.paper.table import Conv, Dense, Local, with_column
 from alexnet_jax.paper.train_state import init_params, shapes_of_params
 from alexnet_jax.train import fit
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
+pytestmark = pytest.mark.usefixtures("quickly_compiled", "undrawn")
 WIDTHS = (8, 12, 16, 12, 8, 24, 20, 7)
 IMAGES = np.random.default_rng(1).integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
 
