@@ -6,8 +6,8 @@ PHOTOS: what alexnet_jax.prepare takes, a folder or tar files of ten classes; th
 in 224 pixels, about 950 training and 390 validation photographs a class, here in 80. `demo` is trained on the first
 five classes; then on the other five, from new values and, by --init_from as it is, from these weights: with the same
 seeds, steps and rates, on all their photographs and on a few. Errors are those of the centre view on all their
-validation photographs. Expected: a gain of several points where there are few, less where there are all. Finished
-trainings stay in DIR; the same command goes on after them.
+validation photographs. Expected: a gain of a point or two where there are few and none where there are all, and three
+seeds do not resolve either. Finished trainings stay in DIR; the same command goes on after them.
 """
 
 import argparse
