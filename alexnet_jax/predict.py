@@ -105,12 +105,13 @@ def predictions(
     network: "Trained", files: Sequence[str], *, views: int = 1, top: int = 5, max_pixels: int = MAX_PIXELS
 ) -> Generator[Prediction | InputError, None, None]:
     """What a network sees in each file; for one that cannot be read, an InputError that names it."""
-    from alexnet_jax.paper.evaluate import likeliest  # here, as below
+    from alexnet_jax.data.ahead import one_behind  # here, as below
+    from alexnet_jax.paper.evaluate import likeliest
 
     left = iter(files)
-    for images, read in network.read(files, max_pixels=max_pixels):
-        rows = np.asarray(network.probabilities(images, views=views))
-        for pixels, row, file in zip(read, rows, left, strict=False):
+    batches = network.read(files, max_pixels=max_pixels)
+    for rows, read in one_behind((network.probabilities(images, views=views), read) for images, read in batches):
+        for pixels, row, file in zip(read, np.asarray(rows), left, strict=False):
             if isinstance(pixels, InputError):
                 yield pixels
                 continue

@@ -1,7 +1,7 @@
-"""Reading ahead: what threads read of a list, in its order."""
+"""Reading ahead: what threads read of a list, in its order; and what a device has begun, once the next has begun."""
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -24,3 +24,13 @@ def read_ahead(read: Callable[[Item], Result], items: Sequence[Item], *, ahead: 
             yield waiting.popleft().result()
     finally:  # also where nobody takes the rest
         pool.shutdown(cancel_futures=True)
+
+
+def one_behind(begun: Iterable[Item]) -> Iterator[Item]:
+    """Each item once the next one is made, so that a device which computes it has more to do while it is looked at."""
+    waiting: collections.deque[Item] = collections.deque()
+    for item in begun:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from alexnet_jax.config import Config, InputError
-from alexnet_jax.data.ahead import read_ahead
+from alexnet_jax.data.ahead import one_behind, read_ahead
 from alexnet_jax.data.datasets import Dataset, open_dataset
 from alexnet_jax.data.images import read_file
 from alexnet_jax.data.pictures import MAX_PIXELS
@@ -144,9 +144,9 @@ class Trained:
             self._compiled[key] = _compiled(self.make_outputs(names))
         if not len(pictures):
             raise InputError("no picture is given")
-        for images, some in self.read(pictures, max_pixels=max_pixels):
+        batches = self.read(pictures, max_pixels=max_pixels)
+        for found, some in one_behind((self._compiled[key](self.params, images), some) for images, some in batches):
             good = [number for number, pixels in enumerate(some) if not isinstance(pixels, InputError)]
-            found = self._compiled[key](self.params, images)
             yield {name: np.asarray(found[name], np.float32)[good] for name in names}, some
 
     @functools.cached_property

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ from alexnet_jax.networks.loading import load
 from alexnet_jax.paper import model
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.table import output_names
+from alexnet_jax.predict import predictions
 from alexnet_jax.shown import shown
 from alexnet_jax.train import fit
 
@@ -278,6 +281,36 @@ def test_reading_ahead_keeps_the_order_and_ends_with_its_reader():
     some.close()
     assert len(begun) <= 6
     assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize("of", ["predict", "features"])
+def test_answers_are_looked_at_once_the_next_batch_has_begun(of):
+    """Else a device would wait for what is done with them."""
+    events = []
+
+    class Answers(NamedTuple):
+        batch: int
+
+        def __array__(self, *_, **__):
+            events.append(f"look at {self.batch}")
+            return np.zeros((2, 3), np.float32)
+
+    def begun(batch):
+        events.append(f"begin {batch}")
+        return Answers(batch)
+
+    network = types.SimpleNamespace(
+        read=lambda *_, **__: ((batch, []) for batch in range(3)),
+        probabilities=lambda images, views: begun(images),
+        _compiled={("fc7",): lambda params, images: {"fc7": begun(images)}},
+        params={},
+    )
+    answers = {
+        "predict": lambda: predictions(network, []),
+        "features": lambda: networks.Trained.features_in_batches(network, ["a.jpg"], ["fc7"]),
+    }
+    list(answers[of]())
+    assert events == ["begin 0", "begin 1", "look at 0", "begin 2", "look at 1", "look at 2"]
 
 
 def test_the_nearest_of_a_training_image_is_itself(network, dataset):
