@@ -127,7 +127,7 @@ def save_activations(
     """An image and what each kernel of a layer makes of it, dark where it answers most; each on a scale of its own."""
     height, width, kernels = maps.shape
     rows = -(-kernels // columns)
-    sheet = np.ones((rows * (height + 1) - 1, columns * (width + 1) - 1))
+    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), 0.8)  # a grid of grey between the maps
     for index in range(kernels):
         top, left = np.array(divmod(index, columns)) * (height + 1, width + 1)
         one = maps[..., index] - min(0.0, float(maps[..., index].min()))

@@ -57,7 +57,8 @@ def test_one_variable_says_where_the_package_comes_from(notebook):
 
 def test_the_readme_installs_nothing_without_it():
     (line,) = re.findall(rf"^pip install .*{SOURCE}.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    process = subprocess.run(["bash", "-c", line], env={"PATH": "/nowhere"}, capture_output=True, text=True)
+    command = [shutil.which("bash"), "-c", line]
+    process = subprocess.run(command, env={"PATH": "/nowhere"}, capture_output=True, text=True)
     assert process.returncode != 0
     (said,) = process.stderr.splitlines()
     assert said.endswith(f"{SOURCE}: must be set to a folder, a wheel or an address")
