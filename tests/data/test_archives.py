@@ -337,6 +337,18 @@ def test_a_number_in_a_pickle_gives_out_no_memory():
     assert cifar10.unpickled(b"\x80\x02}r\xff\xff\xff\xff.") == {}
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_numbers_with_one_place_in_a_dict_are_no_keys(fits):
+    """Multiples of 2⁶¹ - 1 have one hash, and a dict of n of them takes n² steps; of 64 bits there are four."""
+    numbers = range(0, 2**63 if fits else 2**64, 2**61 - 1)
+    content = pickle.dumps(dict.fromkeys(numbers, 0), 2)
+    if fits:
+        assert len(cifar10.unpickled(content)) == len(numbers)
+    else:
+        with pytest.raises(pickle.UnpicklingError, match="puts a int into a dict"):
+            cifar10.unpickled(content)
+
+
 @pytest.mark.parametrize("labels", [[0.0], ["0"], [256], [-1], [True], (0,), [[0]], 0, None, [2**80], {0: 0}])
 def test_labels_that_are_none(tmp_path, labels):
     content = pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": labels}, 2)
