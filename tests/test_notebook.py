@@ -105,6 +105,8 @@ def test_a_kernel_shows_this_one_line(monkeypatch):
         nbformat.v4.new_code_cell("import importlib.metadata\nimportlib.metadata.distributions = list"),
         *[cell for cell in notebook.cells if cell.id in ("source", "install", "network")],
     ]
+    for cell in notebook.cells:
+        cell.outputs = []
     client = nbclient.NotebookClient(notebook, timeout=60)
     with pytest.raises(nbclient.exceptions.CellExecutionError):
         client.execute()
