@@ -24,5 +24,9 @@ def class_names() -> tuple[str, ...]:
 
 def named(classes: Sequence[str]) -> tuple[str, ...]:
     """The same classes, those that are given by their identifiers by their names."""
-    names = dict(zip(synsets(), class_names(), strict=True))
-    return tuple(names.get(of, of) for of in classes)
+    return tuple(_names().get(of, of) for of in classes)
+
+
+@functools.cache
+def _names() -> dict[str, str]:
+    return dict(zip(synsets(), class_names(), strict=True))
