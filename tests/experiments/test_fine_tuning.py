@@ -46,7 +46,7 @@ def test_the_halves_of_the_classes(photographs, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_compiled")
-def test_both_ways_are_trained_alike_and_kept(photographs, tmp_path, monkeypatch):
+def test_all_ways_are_trained_alike_and_kept(photographs, tmp_path, monkeypatch):
     for name, value in (("DEMO", TINY), ("SIZE", SIZE), ("CROP", CROP), ("BATCH", 4), ("FEW", {"few": 4})):
         monkeypatch.setattr(fine_tuning, name, value)
     monkeypatch.setattr(fine_tuning, "STEPS", {"others": 2, "few": 3})
@@ -58,10 +58,11 @@ def test_both_ways_are_trained_alike_and_kept(photographs, tmp_path, monkeypatch
     command = ["fine_tuning.py", f"--source={photographs}", f"--workdir={workdir}", "--seeds=3,4"]
     monkeypatch.setattr(sys, "argv", command)
     fine_tuning.main()
-    assert len(ran) == 2 * (1 + 2)
-    of_others, new, taken = (config for _, _, config, _ in ran[:3])
+    assert len(ran) == 2 * (1 + 3)
+    of_others, new, taken, at_whole = (config for _, _, config, _ in ran[:4])
     assert (new.init_from, Path(taken.init_from)) == ("", ran[0][3])
     assert {**new.to_json(), "init_from": taken.init_from} == taken.to_json()
+    assert {**taken.to_json(), "taken_rate_scale": 1.0} == at_whole.to_json()
     assert of_others.seed == new.seed == taken.seed == 3
     origin, result = (json.loads((ran[2][3] / name).read_text()) for name in ("init.json", "result.json"))
     assert origin["new"] == ["fc4/bias", "fc4/kernel"]
@@ -70,6 +71,7 @@ def test_both_ways_are_trained_alike_and_kept(photographs, tmp_path, monkeypatch
     assert [run["result"]["images"] for run in values["results"]["few"]["taken"]] == [10, 10]
     errors = np.array([[run["result"]["top1_error"] for run in of["new"]] for of in values["results"].values()])
     assert errors.shape == (1, 2)
-    assert "| 10 | 1 |" in photo_tables.fine_tuning()
+    page = photo_tables.fine_tuning()
+    assert all(f"| 10 | 1 | {rate} |" in page for rate in ("a tenth", "the whole"))
     fine_tuning.main()
-    assert len(ran) == 6  # nothing is trained twice
+    assert len(ran) == 8  # nothing is trained twice
