@@ -58,7 +58,7 @@ def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS, *, upr
     try:
         with _settings.of(max_pixels * JPEG_FACTOR if jpeg else max_pixels):
             found = bare(content)
-            if jpeg and (scans := found.image.count(b"\xff\xda")) > MAX_SCANS:
+            if jpeg and (scans := _scans(found.image)) > MAX_SCANS:
                 raise ValueError(f"it has {scans:,} scans")
             plain, palette = bmp.palette_of(found.image)
             with Image.open(io.BytesIO(plain), formats=formats if palette is None else ("BMP",)) as file:
@@ -203,6 +203,18 @@ def _libtiff() -> Iterator[None]:
                 raise ValueError(f"libtiff has more than {MOST_SAID:,} bytes to say of it")
         finally:
             os.close(told)
+
+
+def _scans(jpeg: bytes) -> int:
+    """How many it has up to its end, behind which a phone may keep a film."""
+    count, at = 0, 2
+    # In a scan's data come 0, restarts and fill bytes after 255, which are no segments.
+    while (marker := re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])").search(jpeg, at)) and marker[1] != b"\xd9":
+        count += marker[1] == b"\xda"
+        at = marker.end()
+        if marker[1] not in b"\x01\xd8":
+            at += int.from_bytes(jpeg[at : at + 2], "big")
+    return count
 
 
 def _kept_in_memory() -> int:

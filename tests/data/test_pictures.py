@@ -542,6 +542,7 @@ def test_a_jpeg_of_more_scans_than_anybody_writes_is_refused():
     shows(content[:first] + again * (pictures.MAX_SCANS - usual) + content[first:], within=8)
     with pytest.raises(ValueError, match=r"^is damaged \(it has 101 scans\)$"):
         pictures.open_picture(content[:first] + again * (pictures.MAX_SCANS - usual + 1) + content[first:], 1)
+    shows(content + b"\xff\xda" * 200, within=8)  # what a phone keeps behind it is no part of it
 
 
 def test_the_usual_side_is_that_of_files():
