@@ -214,7 +214,7 @@ def _check_no_parts(files: list[File], tops: set[str]) -> None:
     words = {word: split for split, names in SPLITS.items() for word in names.split("|")}
     known: dict[tuple[str, ...], dict[str, str]] = {}  # by what else is in the name, of each split the folder
     for top in sorted(tops):
-        tokens = [token.lower() for token in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", top)]
+        tokens = [token.lower() for token in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[^\W\d_A-Za-z]+", top)]
         others = tuple(token for token in tokens if token not in words)
         known.setdefault(others, {}).update({words[token]: top for token in tokens if token in words})
     inside: dict[str, dict[str, str]] = {}
