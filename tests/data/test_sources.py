@@ -139,8 +139,12 @@ def test_parts_in_the_folders_of_classes_are_not_mixed(tmp_path, deeper):
 
 
 @pytest.mark.parametrize(
-    "names", [("contest", "testimony"), ("freight train", "car"), ("value", "training camp"), ("a", "b_test"), ("火车_train", "考试_test")]
-)
+    "names",
+    [
+        ("contest", "testimony"), ("freight train", "car"), ("value", "training camp"), ("a", "b_test"),
+        ("火车_train", "考试_test"),
+    ],
+)  # fmt: skip
 def test_classes_that_only_sound_like_parts(tmp_path, names):
     paths = [f"{name}/{below}{number}.png" for name in names for below in ("", "test/") for number in range(2)]
     assert run(save(tmp_path / "set", *paths), tmp_path / "out")[1] == tuple(sorted(names))
