@@ -72,16 +72,19 @@ def partial_of(file: Path) -> Iterator[tuple[Path, BinaryIO]]:
     with named_in_errors(file), open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "wb") as written:
 
         def is_own() -> bool:
-            return partial.exists() and os.path.samestat(partial.stat(), os.fstat(written.fileno()))
+            try:
+                return os.path.samestat(partial.stat(), os.fstat(written.fileno()))
+            except FileNotFoundError:
+                return False
 
+        is_free = True
         try:
             fcntl.flock(written, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_free = is_own()  # or else another process has renamed it just now
         except BlockingIOError:
             is_free = False
         except OSError:  # the file system has no locks
-            is_free = True
-        if not is_free:
+            pass
+        if not (is_free and is_own()):  # else another process has renamed it just now
             raise InputError(f"{file}: is being written by another process")
         try:
             if os.fstat(written.fileno()).st_size:  # of a process that was killed

@@ -21,7 +21,7 @@ from training import one_in, remembered
 
 from alexnet_jax import DEMO, Config, Dataset, fit, open_dataset, with_classes
 from alexnet_jax.data.shards import cores
-from alexnet_jax.data.sources import list_files, sort_files
+from alexnet_jax.data.sources import list_all, sort_files
 from alexnet_jax.data.writing import write
 
 SIZE, CROP, BATCH = 80, 72, 32
@@ -33,8 +33,7 @@ RATE_OF_TAKEN = {"new": None, "taken": 0.1, "taken, at the whole rate": 1.0}
 
 def prepare_halves(source: str, workdir: Path) -> None:
     """Two data sets, of the first half of the classes and of the other one, in the folders OTHERS and OWN."""
-    files = [file for path in source.split(",") for file in list_files(path, workdir)]
-    whole = sort_files(files, validation_fraction=0.2, seed=0)
+    whole = sort_files(list_all(source.split(","), workdir), validation_fraction=0.2, seed=0)
     middle = len(whole.class_names) // 2
     for half, labels in ((OTHERS, range(middle)), (OWN, range(middle, len(whole.class_names)))):
         splits = {
