@@ -86,13 +86,14 @@ def test_a_run_whose_reader_has_gone_comes_to_its_end(prepared, tmp_path, gone):
 def test_commands_one_after_the_other_in_one_process(call_here, prepared):
     before = sys.stdout, sys.stderr, signal.getsignal(signal.SIGTERM), sys.modules["__main__"].__doc__
     for _ in range(2):
-        assert (ended := call_here("prepare", f"--verify={prepared}")) == (0, ended.stdout, "")
+        ended = call_here("prepare", f"--verify={prepared}")
+        assert (ended.returncode, ended.stderr) == (0, "")
         ended = call_here("prepare", "--verify=nowhere")
         assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
         assert call_here("prepare", "--epochs=3") == (2, "", "error: Unknown command line flag 'epochs'\n")
         assert call_here("main", "--workdir=run", "--epochs=0") == (2, "", "error: --epochs=0.0: must be above 0\n")
-        assert (ended := call_here("main", "--help")) == (0, ended.stdout, "")
-        assert (ended := call_here("features", "--version")) == (0, ended.stdout, "")
+        for told in call_here("main", "--help"), call_here("features", "--version"):
+            assert (told.returncode, told.stderr) == (0, "")
         # Flags of the command before are forgotten.
         assert call_here("main") == (2, "", "error: --workdir=DIR is needed: the folder of the run\n")
     assert before == (sys.stdout, sys.stderr, signal.getsignal(signal.SIGTERM), sys.modules["__main__"].__doc__)
