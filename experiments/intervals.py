@@ -52,6 +52,14 @@ def ratio(after: Sequence[float], before: Sequence[float]) -> Interval:
     return Interval(value, value * math.exp(-half), value * math.exp(half), null=1.0)
 
 
+def paired_ratio(after: Sequence[float], before: Sequence[float]) -> Interval:
+    """The geometric mean of the ratios of what belongs together, two at least; the interval is that of its logarithm."""
+    logarithms = [math.log(one / other) for one, other in zip(after, before, strict=True)]
+    value, error = statistics.mean(logarithms), statistics.stdev(logarithms) / math.sqrt(len(logarithms))
+    half = float(stats.t.ppf(0.975, len(logarithms) - 1)) * error
+    return Interval(*map(math.exp, (value, value - half, value + half)), null=1.0)
+
+
 def share(count: int, of: int, null: float) -> Interval:
     """Of as many cases, by the exact binomial test."""
     ends = stats.binomtest(count, of).proportion_ci()

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from contenders import CONTENDERS
+from intervals import paired_ratio
 from record import RESULTS, log, table, where
 
 from alexnet_jax.config import ARCHITECTURE_NAMES
@@ -63,21 +64,23 @@ def throughput() -> str:
         for row in values["rows"]:
             rates = {of: row["results"][of]["images_per_second"] if of in row["results"] else 0 for of in CONTENDERS}
             ours, obvious = rates["alexnet_jax"], rates["obvious Flax"]
-            best = max(rate for of, rate in rates.items() if of.startswith("PyTorch"))
+            best = max((of for of in CONTENDERS if of.startswith("PyTorch")), key=rates.__getitem__)
+            times = [row["results"][of]["seconds_by_turn"] for of in (best, "alexnet_jax")]
             rows.append(
                 [
                     f"{'training' if row['task'] == 'train' else 'inference'}, `{row['table']}`",
                     f"{row['precision']}, {row['batch']}",
                     values["versions"]["jax"],
                     *(f"{rate:,.{1 if rate < 100 else 0}f}" if rate else "" for rate in rates.values()),
-                    f"{ours / best:.2f}",
+                    paired_ratio(*times).text(form=".2f"),
                     f"{ours / obvious:.1f}" if obvious else "",
                     f"{row['results']['alexnet_jax']['model_tflops'] / values['ceiling_tflops'][row['precision']]:.0%}",
                 ]
             )
+        turns = len(values["rows"][0]["results"]["alexnet_jax"]["seconds_by_turn"])
         ceilings = ", ".join(f"{rate:.3f} TFLOP/s in {of}" for of, rate in values["ceiling_tflops"].items())
         notes.append(
-            f"{name[:3].upper()}: interleaved, medians; matrix products reach {ceilings}; {where(values)}, "
+            f"{name[:3].upper()}: interleaved, medians of {turns} turns; × PyTorch's best with its 95 % interval; matrix products reach {ceilings}; {where(values)}, "
             f"PyTorch {values['torch']}."
         )
     header = [
@@ -97,7 +100,7 @@ def throughput_costs() -> str:
             f"{of['compile_seconds']:.1f} s",
             f"{of['first_step_seconds']:.1f} s",
             f"{of['peak_mb']:,.0f} MB",
-            f"{of['slowest_and_fastest'][0]:,.1f}–{of['slowest_and_fastest'][1]:,.1f}",
+            "–".join(f"{row['batch'] / at(of['seconds_by_turn']):,.1f}" for at in (max, min)),
         ]
         for row in values["rows"]
         for name, of in row["results"].items()

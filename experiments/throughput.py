@@ -6,8 +6,9 @@
   python experiments/throughput.py --precisions=bfloat16,float32 --batches=1024,128      on a GPU
   python experiments/throughput.py --log=throughput_cpu_newest --pytorchs_python=PYTHON  where PyTorch is elsewhere
 
-Each contender lives in a process of its own, which waits while another computes; medians of the repeats. On a CPU all
-have as many threads as there are cores. A training step is forward, backward and update (momentum, weight decay) on
+Each contender lives in a process of its own, which waits while another computes; medians of the repeats, and ratios of
+what was measured in the same turn, since the rate of a rented core changes by the minute. On a CPU all have as many
+threads as there are cores. A training step is forward, backward and update (momentum, weight decay) on
 images that lie on the device; this package's also augments them: its input is uint8, 256 × 256, the others' float32, of
 the network's size. Inference is the forward pass in test mode, of float32 images. Model FLOP/s count multiplications
 and additions of convolutions and dense layers: forward once, and backward twice, but for the images' gradient, which
@@ -95,7 +96,7 @@ def measured(case: Case, contenders: list[str], repeats: int, inner: int, pytorc
         seconds = statistics.median(answer["seconds"] for answer in given)
         results[contender] = {
             "images_per_second": case.batch / seconds,
-            "slowest_and_fastest": [case.batch / at([answer["seconds"] for answer in given]) for at in (max, min)],
+            "seconds_by_turn": [answer["seconds"] for answer in given],
             "model_tflops": case.flop_per_image * case.batch / seconds / 1e12,
             **{name: given[-1][name] for name in ("compile_seconds", "first_step_seconds", "peak_mb")},
         }
@@ -137,8 +138,8 @@ def main() -> None:
     parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--precisions", default="float32")
     parser.add_argument("--batches", default="128")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--inner", type=int, default=0, help="steps of a repeat; 0: 3 on a CPU, 20 on a GPU")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--inner", type=int, default=0, help="steps of a repeat; 0: 1 on a CPU, 20 on a GPU")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--pytorchs_python", default=sys.executable, help="an interpreter that has PyTorch, too")
     parser.add_argument("--log", help="its name; throughput_cpu or throughput_gpu by default")
@@ -156,7 +157,7 @@ def main() -> None:
     tables, precisions, contenders = (
         getattr(arguments, name).split(",") for name in ("tables", "precisions", "contenders")
     )
-    inner = arguments.inner or (3 if platform == "cpu" else 20)
+    inner = arguments.inner or (1 if platform == "cpu" else 20)
     ceilings = {precision: ceiling(precision) for precision in precisions}
     about = {"device": jax.devices()[0].device_kind, "ceiling_tflops": ceilings, "threads": threads(),
              "torch": version_of_pytorch(arguments.pytorchs_python)}  # fmt: skip
