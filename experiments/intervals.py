@@ -53,7 +53,7 @@ def ratio(after: Sequence[float], before: Sequence[float]) -> Interval:
 
 
 def paired_ratio(after: Sequence[float], before: Sequence[float]) -> Interval:
-    """The geometric mean of the ratios of what belongs together, two at least; the interval is that of its logarithm."""
+    """The geometric mean of the ratios of what belongs together, two pairs at least; its interval by a t-test."""
     logarithms = [math.log(one / other) for one, other in zip(after, before, strict=True)]
     value, error = statistics.mean(logarithms), statistics.stdev(logarithms) / math.sqrt(len(logarithms))
     half = float(stats.t.ppf(0.975, len(logarithms) - 1)) * error

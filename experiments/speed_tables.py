@@ -80,8 +80,8 @@ def throughput() -> str:
         turns = len(values["rows"][0]["results"]["alexnet_jax"]["seconds_by_turn"])
         ceilings = ", ".join(f"{rate:.3f} TFLOP/s in {of}" for of, rate in values["ceiling_tflops"].items())
         notes.append(
-            f"{name[:3].upper()}: interleaved, medians of {turns} turns; × PyTorch's best with its 95 % interval; matrix products reach {ceilings}; {where(values)}, "
-            f"PyTorch {values['torch']}."
+            f"{name[:3].upper()}: interleaved, medians of {turns} turns; × PyTorch's best: mean over the turns, 95 % "
+            f"interval; matrix products reach {ceilings}; {where(values)}, PyTorch {values['torch']}."
         )
     header = [
         "images/s", "precision, batch", "jax", *CONTENDERS, "× PyTorch's best", "× obvious Flax",

@@ -35,6 +35,18 @@ def test_the_interval_of_a_ratio_holds_it_in_95_of_100_repetitions():
     assert not intervals.ratio([9.0, 11.0, 10.0], [10.0, 10.5, 9.5]).resolved  # its null is 1
 
 
+def test_a_ratio_of_pairs_does_not_see_what_both_had_in_common():
+    rng = np.random.default_rng(1)
+    machine = rng.uniform(1, 2, 9)  # its rate, turn by turn
+    ours, theirs = (machine * of * rng.normal(1, 0.01, 9) for of in (1.1, 1.0))
+    found = intervals.paired_ratio(ours.tolist(), theirs.tolist())
+    test = stats.ttest_rel(np.log(ours), np.log(theirs))
+    np.testing.assert_allclose(np.log(found[1:3]), test.confidence_interval())
+    assert found.low < 1.1 < found.high < 1.15
+    assert found.resolved
+    assert not intervals.ratio(ours.tolist(), theirs.tolist()).resolved
+
+
 def test_differences_of_the_same_images_are_narrower_than_as_of_others():
     found = intervals.of_other_images((0.33, 0.30, 0.36), (0.36, 0.33, 0.39))
     assert found.value == pytest.approx(-0.03)
