@@ -36,6 +36,7 @@ MEASURED: dict[str, tuple[str, ...]] = {  # by experiment; its own file counts a
     "fine_tuning": (*TRAINING, "alexnet_jax/networks/transfer.py", "experiments/training.py"),
     "first_minutes": (*SPEED, *TRAINING, "alexnet_jax/data/shapes.py"),
     "first_runs": (*SPEED, *TRAINING, "alexnet_jax/data/shapes.py"),
+    "imagenette": (*TRAINING, "alexnet_jax/networks/ensemble.py", "experiments/kernels_and_neighbors.py"),
     "input_speed": READING,
     "jpeg_decoders": (),
     "kills": (

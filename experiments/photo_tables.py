@@ -101,6 +101,50 @@ def kernels_and_neighbors() -> str:
     return f"{kernels}\n\n{images}\n\n{note}"
 
 
+def imagenette() -> str:
+    """The paper's network on all of Imagenette."""
+    if not (file := next(RESULTS.glob("imagenette_seed*.json"), None)):
+        return "Not run yet."
+    values = log(file.stem)
+    rows = []
+    for views, of in values["errors"].items():
+        cells = [
+            Interval(of[kind], *of["intervals"][kind]).text(scale, form) + unit
+            for kind, scale, form, unit in (("top1_error", 100, ".1f", " %"), ("top5_error", 100, ".2f", " %"),
+                                            ("nll", 1, ".3f", " nats"))
+        ]  # fmt: skip
+        rows.append(["ten views" if views == "10" else "the centre", *cells])
+    errors = table(["", "top-1 error", "top-5 error", "loss"], rows)
+
+    epochs = {float(epoch): error for epoch, error in values["validation_error_by_epoch"].items()}
+    drops, rate = [], values["config"]["learning_rate"]
+    for epoch, found in values["rate_by_epoch"].items():
+        if found < 0.5 * rate:
+            drops.append(f"{float(epoch):.0f}")
+            rate = found
+    shown = [epoch for epoch in epochs if round(epoch) in (1, 2, 3, 5, 10, 15, 20, 30, 40, 50, 60)]
+    curve = table(
+        ["epoch", *(f"{epoch:.0f}" for epoch in shown)],
+        [["top-1 error, %", *(f"{100 * epochs[epoch]:.1f}" for epoch in shown)]],
+    )
+    groups = [[kind, *(f"{100 * of:.0f} %" for of in found)] for kind, found in values["selective"].items()]
+    groups.append(["colourfulness, mean", *(f"{of:.2f}" for of in values["colorfulness"]["means"])])
+    kernels = table(["conv1's kernels", "GPU 1", "GPU 2"], groups)
+    found = table(
+        ["nearest training image", "of the validation images (95 %)"],
+        [[name, Interval(*of).text(100, ".1f") + " %"] for name, of in values["neighbors"].items()],
+    )
+    note = (
+        f"One training, seed {values['config']['seed']}, {values['epochs']:.0f} of {values['config']['epochs']:g} "
+        f"epochs; the rate fell after {', '.join(drops) or 'no'} epochs. {values['images']['train']:,} training and "
+        f"{values['images']['validation']:,} validation images; in brackets 95 % of bootstrap samples of these. "
+        f"Kernels: the share that is more selective for orientation, or for frequency, than 95 % of random ones; "
+        f"colourfulness: 0 is blind to colour, 2/3 as at random, and a division at random would be as uneven in "
+        f"{values['colorfulness']['chance']:.1%} of cases; {where(values)}."
+    )
+    return f"{errors}\n\n{curve}\n\n{kernels}\n\n{found}\n\n{note}"
+
+
 def gain(row: str, kind: str) -> Interval:
     """The difference of a row of Table 2 to that in BEFORE: paired, image by image, where the log has it."""
     values = log("table2")
