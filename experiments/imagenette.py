@@ -3,11 +3,11 @@
   python experiments/imagenette.py --workdir=DIR --source=IMAGENETTE               6 hours on two cores
   python experiments/imagenette.py --workdir=DIR --source=IMAGENETTE --so_far      the same of the last checkpoint
 
-IMAGENETTE: what alexnet_jax.prepare takes: ten ImageNet classes, in the public split 9,469 training and 3,925 validation
-photographs. The numbers in results/ are of copies of 224 × 224 pixels, scaled to §2's 256. Everything goes through the
-commands as a user gives them; where it is stopped, the same command goes on. Logged: errors by epoch, those of the
-centre and of ten views with 95 % of bootstrap samples of the images, and Figure 3 in numbers, by GPU. Expected: about
-20 % error, as other networks of this size have that saw nothing else and no other augmentation.
+IMAGENETTE: what alexnet_jax.prepare takes: ten ImageNet classes, 9,469 training and 3,925 validation photographs. The
+numbers in results/ are of copies of 224 × 224 pixels, scaled to §2's 256. Everything goes through the commands as a
+user gives them; where it is stopped, the same command goes on. Logged: errors by epoch, those of the centre and of ten
+views with 95 % of bootstrap samples of the images, and Figure 3 in numbers, by GPU. Expected: about 20 % error, as
+other networks of this size have that saw nothing else and no other augmentation.
 """
 
 import argparse
