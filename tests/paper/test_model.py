@@ -13,7 +13,6 @@ from alexnet_jax.paper.architectures import PAPER
 from alexnet_jax.paper.layers import dropout, lrn, pool, relu, takes_key
 from alexnet_jax.paper.table import Conv, Dense, Local, named, output_names
 
-
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
