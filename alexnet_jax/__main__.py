@@ -12,9 +12,17 @@ Each explains its flags with --help.
 import sys
 
 from alexnet_jax import __version__
-from alexnet_jax.shown import say, use_safe_streams
+from alexnet_jax.shown import say, short, use_safe_streams
 
 if __name__ == "__main__":
     use_safe_streams()
-    say(*([f"alexnet_jax {__version__}"] if "--version" in sys.argv else __doc__.strip().split("\n")))
-    sys.exit(0 if len(sys.argv) == 1 or sys.argv[1] in ("--version", "--help", "-h") else 2)
+    given = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if given == "--version":
+        say(f"alexnet_jax {__version__}")
+    elif given in ("--help", "-h"):
+        say(*__doc__.strip().split("\n"))
+    else:
+        known = f"-m alexnet_jax.{given} " in __doc__
+        told = f"is written python -m alexnet_jax.{given}" if known else "no command; python -m alexnet_jax lists them"
+        say(f"error: {short(given)}: {told}", error=True)
+        sys.exit(2)

@@ -105,7 +105,8 @@ def _scratch(output: Path) -> Iterator[Path]:
 
 def _prepare(options: Options, output: Path, scratch: Path) -> None:
     from alexnet_jax.data import archives, shards, writing  # here, so that --help and bad flags do not wait for it
-    from alexnet_jax.data.sources import list_all, sort_files
+    from alexnet_jax.data.layouts import sort_files
+    from alexnet_jax.data.sources import list_all
 
     source = archives.recognised(options.source[0], options.data_dir, scratch) if len(options.source) == 1 else None
     if source is None:

@@ -1,7 +1,7 @@
 """Trained networks in one file, and from and to other frameworks.
 
   python -m alexnet_jax.weights --source=RUN --output=alexnet.safetensors
-  python -m alexnet_jax.weights --source=bvlc_alexnet.caffemodel --mean=imagenet_mean.binaryproto --output=…
+  python -m alexnet_jax.weights --source=bvlc_alexnet.caffemodel --output=…      with --mean=FILE, or the colours' means
   python -m alexnet_jax.weights --source=alexnet-owt-7be5be79.pth --output=alexnet.safetensors
   python -m alexnet_jax.weights --source=torchvision --output=…      or caffe: fetched from where its owner publishes it
   python -m alexnet_jax.weights --source=RUN --output=torch.safetensors --pytorch
@@ -36,7 +36,7 @@ class Options:
     output: str = option("", "file to write: .safetensors, .jax (a program of jax.export), or .onnx")
     views: int = option(1, "of a .jax: 1, the centre of each image, or 10, averaged")
     checkpoint: str = option("latest", "of a run: which of its checkpoints")
-    mean: str = option("", "of a .caffemodel: the .binaryproto with the mean image")
+    mean: str = option("", "of a .caffemodel: the .binaryproto with the mean image; none: each colour's mean")
     classes: str = option("", "of another framework's network: file with the name of a class on each line")
     upright: bool = option(
         False, "of another framework's network: turn pictures as their EXIF says, as its own programs do not"
@@ -82,7 +82,7 @@ def read(options: Options) -> "Trained":
         network = pretrained.pretrained(options.source, mean)
     elif source.suffix == ".caffemodel":
         if not mean:
-            raise InputError(f"{source}: needs --mean=FILE, the .binaryproto that comes with it")
+            say(f"{source}: without --mean=FILE, the mean of each colour is subtracted, as in Caffe's example")
         network = interchange.from_caffe(source, mean, names)
     else:
         network = interchange.from_torchvision(source, names)

@@ -20,8 +20,9 @@ from record import save
 from training import one_in, remembered
 
 from alexnet_jax import DEMO, Config, Dataset, fit, open_dataset, with_classes
+from alexnet_jax.data.layouts import sort_files
 from alexnet_jax.data.shards import cores
-from alexnet_jax.data.sources import list_all, sort_files
+from alexnet_jax.data.sources import list_all
 from alexnet_jax.data.writing import write
 
 SIZE, CROP, BATCH = 80, 72, 32

@@ -3,7 +3,7 @@
   python experiments/first_minutes.py dist/*.whl            5 to 10 minutes on two cores
   python experiments/first_minutes.py dist/*.whl --check    2 minutes: trains shortly, and writes nothing
 
-The wheel: by `python -m build`. --check also runs the README's examples there, so that they need no checkout.
+The wheel: by `python -m build`.
 """
 
 import argparse
@@ -105,10 +105,6 @@ def main() -> None:
             steps.append({"title": title, "files": files, **run(command, folder)})
             print(f"$ {command}\n{steps[-1]['output']}", flush=True)
         if arguments.check:
-            checkout = Path(__file__).parent.parent
-            shutil.copy(checkout / "README.md", folder)
-            shutil.copy(checkout / "tests" / "pages.py", folder)
-            run("python pages.py README.md", folder)
             for command in ("", "-prepare", "-predict", "-features", "-weights"):
                 run(f"alexnet-jax{command} --help", folder)
         else:

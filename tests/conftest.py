@@ -1,7 +1,6 @@
 """Strict settings for every test: what would show only on a big machine shows here."""
 
 import contextlib
-import functools
 import importlib
 import os
 import sys
@@ -25,8 +24,8 @@ from jaxtyping import install_import_hook
 install_import_hook("alexnet_jax", "typecheck.check")  # shapes and types of every call are checked
 
 import jax
-import numpy as np
 import pytest
+from drawn import NAMES, SIZE, items, picture
 from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
@@ -36,16 +35,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from alexnet_jax import command, figures
 from alexnet_jax.config import Config
-from alexnet_jax.data import datasets, shards
+from alexnet_jax.data import datasets
 from alexnet_jax.paper.layers import dropout, lrn, pool, relu
 from alexnet_jax.paper.table import Conv, Dense
 
 settings.register_profile("default", max_examples=15, deadline=None, derandomize=True)
-settings.register_profile("with the slow tests", settings.get_profile("default"), max_examples=60)
+settings.register_profile("with the slow tests", settings.get_profile("default"), max_examples=30)
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"  # photographs and weights beside the checkout, where there are any
-SIZE, CROP = 40, 32
+CROP = 32
 
 # The paper's table in small: an image of 32×32 goes through it.
 TINY = (
@@ -130,24 +129,12 @@ def small_config(**changes) -> Config:
     return Config(**{"crop_size": CROP, "batch_size": 16, "epochs": 4.0, "learning_rate": 0.002, **changes})
 
 
-def picture(label: int, seed: int, size: int = SIZE) -> np.ndarray:
-    """Noise of a colour: class 0 is reddish, 1 greenish, 2 bluish."""
-    pixels = np.random.default_rng(seed).integers(0, 100, (size, size, 3), dtype=np.uint8)
-    pixels[..., label] += 120
-    return pixels
-
-
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
     """A prepared data set of three classes: 50 training and 23 validation images of 40×40."""
 
-    def item(split, index):
-        read = functools.partial(picture, index % 3, 1000 * split + index)
-        return shards.Item(f"{split}/{index}", f"{split}/{index}", index % 3, read)
-
     path = tmp_path_factory.mktemp("prepared") / "colors"
-    splits = {"train": [item(0, i) for i in range(50)], "validation": [item(1, i) for i in range(23)]}
-    datasets.write(path, ["red", "green", "blue"], splits, size=SIZE)
+    datasets.write(path, NAMES, {"train": items(0, 50), "validation": items(1, 23)}, size=SIZE)
     return path
 
 

@@ -1,13 +1,10 @@
-"""Runs what a page shows in Python: python tests/pages.py README.md, anywhere the package is installed."""
+"""What a page shows in Python."""
 
-import functools
 import re
 import sys
 from pathlib import Path
 
 import jax
-
-from alexnet_jax.data import datasets
 
 
 def run(page: Path) -> dict:
@@ -19,8 +16,3 @@ def run(page: Path) -> dict:
         for block in blocks:
             exec(block.replace("range(500)", "range(2)"), vars(module))
     return vars(module)
-
-
-if __name__ == "__main__":
-    datasets.builtin_shapes = functools.partial(datasets.builtin_shapes, 32, 10)
-    run(Path(sys.argv[1]))

@@ -85,7 +85,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "TIMEOUT", 0.5)
     monkeypatch.setenv("no_proxy", "*")
     with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 

@@ -355,7 +355,9 @@ def test_a_step_of_ones_own_is_not_taken_for_a_public_one_of_its_name():
             r"fc4: the step test_identity\.<Doubling> has no name of its own; define it at the top of a module",
         ),
         (functools.partial(scaled, by=jnp.float32(2)), r"fc4:scaled by is .*; a number, text, or a tuple of these can"),
-        (functools.partial(scaled, by=float("nan")), r"fc4:scaled by is nan; it must be finite"),
+        (functools.partial(scaled, by=float("nan")), r"fc4:scaled by is nan; it must be a finite number of 32 bits"),
+        (functools.partial(scaled, by=1e39), r"fc4:scaled by is 1e\+39; it must be a finite number of 32 bits"),
+        (functools.partial(scaled, by=2**63), r"fc4:scaled by is 9223\d+; it must be a whole number of 64 bits"),
     ],
 )
 def test_what_cannot_be_written_down_is_refused_before_a_run_starts(dataset, tmp_path, step, message):
@@ -457,7 +459,8 @@ def outcome(function, *arguments):
         (0, 1, {"size": 5.0}, "layer 1:lrn size is 5.0; it must be of type int"),
         (0, 2, {"ceil_mode": 1}, "layer 1:pool ceil_mode is 1; it must be of type bool"),
         (0, 2, {"strides": 2}, "layer 1: the step pool has no strides"),
-        (3, 1, {"rate": float("nan")}, "layer 4:dropout rate is nan; it must be finite"),
+        (3, 1, {"rate": float("nan")}, "layer 4:dropout rate is nan; it must be a finite number of 32 bits"),
+        (0, None, {"stride": 2**63}, "layer 1 stride is 9223372036854775808; it must be a whole number of 64 bits"),
     ],
 )
 def test_what_is_wrong_in_a_row_is_named(number, step, changed, message):
@@ -472,6 +475,8 @@ def test_more_layers_and_steps_than_anybody_writes_are_refused_at_once(layers, s
     row = {"kind": "dense", "features": 3, "then": [{"step": "relu"}] * steps}
     with pytest.raises(ValueError, match=r"^layers: they have 2,00\d layers and steps; 2,000 are the most$"):
         from_json([row] * layers)
+    with pytest.raises(ValueError, match=r"; 2,000 are the most$"):
+        to_json((Dense(3, then=(relu,) * steps),) * layers)
 
 
 @pytest.mark.parametrize("rows", [None, [], {}, "conv", 3, [[]], [None], [{"kind": ["conv"]}], [{"kind": {}}]])

@@ -13,16 +13,14 @@ import types
 import jax
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import SIZE, TINY, picture, small_config
 from PIL import Image
 
 from alexnet_jax import command as commands, predict, train
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import InputError
 from alexnet_jax.data import datasets, input_pipeline, shards
 from alexnet_jax.networks import explain
 from alexnet_jax.networks.loading import load
-from alexnet_jax.paper.architectures import DEMO
-from alexnet_jax.paper.table import with_classes
 from alexnet_jax.shown import Stream, progress, shown
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "undrawn")
@@ -30,26 +28,24 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled", "undrawn")
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Pictures that the demo network can see; those of the validation split are unlike each other."""
+    """Of the validation split all pictures are unlike each other."""
 
     def items(split, count):
         for index in range(count):
             label = index % 3
-            yield shards.Item(
-                f"{index}", f"{index}", label, functools.partial(picture, label, 1000 * split + index, 72)
-            )
+            yield shards.Item(f"{index}", f"{index}", label, functools.partial(picture, label, 1000 * split + index))
 
     path = tmp_path_factory.mktemp("prepared") / "colors"
     splits = {"train": list(items(0, 24)), "validation": list(items(1, 18))}
-    datasets.write(path, ["red", "green", "blue"], splits, size=72)
+    datasets.write(path, ["red", "green", "blue"], splits, size=SIZE)
     return datasets.open_dataset(str(path))
 
 
 @pytest.fixture(scope="module")
 def workdir(quickly_compiled, dataset, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    config = Config(crop_size=67, batch_size=6, epochs=6.0, learning_rate=0.002, center_mean=True, checkpoint_every=12)
-    train.fit(with_classes(DEMO, 3), dataset, config, path, devices=jax.devices()[:1])
+    config = small_config(batch_size=6, epochs=6.0, center_mean=True, checkpoint_every=12)
+    train.fit(TINY, dataset, config, path, devices=jax.devices()[:1])
     return path
 
 
@@ -183,13 +179,13 @@ def test_progress_is_a_bar_on_a_terminal_and_sparse_lines_elsewhere(monkeypatch,
 
 
 def test_a_hint_where_pictures_are_smaller_than_what_the_network_sees(tmp_path, network, capsys):
-    for number, size in enumerate((30, 31, 32, 400)):
+    for number, size in enumerate((20, 21, 22, 400)):
         Image.new("RGB", (size, 2 * size)).save(tmp_path / f"{number}.png")
     (tmp_path / "none.png").write_bytes(b"none")
     files = predict.files_of([str(tmp_path)])
     predict.say_if_small(network, files)
     assert (
-        "hint: most of the pictures have about 32 pixels a side, and the network sees 67 × 67"
+        "hint: most of the pictures have about 22 pixels a side, and the network sees 32 × 32"
         in capsys.readouterr().err
     )
     predict.say_if_small(network, [*files[3:4] * 9, *files])
@@ -206,9 +202,9 @@ def test_large_pictures_are_allowed_by_a_flag(tmp_path, network):
     assert str(pipe) == f"{tmp_path}/pipe.png: no plain file"
     seen, _ = predict.predictions(network, files, max_pixels=3600)
     assert len(seen.top) == 3
-    assert network.features(files[:1], ["fc8"], max_pixels=3600)["fc8"].shape == (1, 3)
+    assert network.features(files[:1], ["fc4"], max_pixels=3600)["fc4"].shape == (1, 3)
     with pytest.raises(InputError, match=r"large\.png: has more than 3,599 pixels"):
-        network.features(files[:1], ["fc8"], max_pixels=3599)
+        network.features(files[:1], ["fc4"], max_pixels=3599)
 
 
 def test_files_of(tmp_path, monkeypatch):
@@ -248,7 +244,7 @@ def test_which_checkpoint(workdir, network):
     assert network.step == steps[-1] == 24
     other = load(workdir, str(steps[0]))
     assert other.step == steps[0]
-    assert not np.array_equal(other.params["fc8"]["kernel"], network.params["fc8"]["kernel"])
+    assert not np.array_equal(other.params["fc4"]["kernel"], network.params["fc4"]["kernel"])
     assert load(workdir, "best").step == json.loads((workdir / "result.json").read_text())["best_checkpoint"]
     with pytest.raises(InputError, match=r"has no checkpoint '7'; there are latest, best, 12, 24"):
         load(workdir, "7")
@@ -332,7 +328,7 @@ def test_what_is_explained_comes_in_batches_of_one_size(monkeypatch, count):
         (["--explain=gradcam"], "--explain=gradcam: needs --figure=FILE, without --maps"),
         (["--explain=lime", "--figure=m.png"], "--explain=lime: must be one of saliency, occlusion, gradcam"),
         (["--maps=conv1"], "--maps=conv1: needs --figure=FILE"),
-        (["--maps=fc6", "--figure=m.png"], "--maps=fc6: is of a dense layer, which has no maps"),
+        (["--maps=fc3", "--figure=m.png"], "--maps=fc3: is of a dense layer, which has no maps"),
         (["--maps=conv9", "--figure=m.png"], "its network has no output conv9; there are conv1, conv1:relu, conv1:lrn"),
     ],
 )

@@ -4,10 +4,10 @@ import contextlib
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,17 @@ from alexnet_jax.reading import (
 )
 
 MUTATIONS = Path(__file__).parents[1] / "experiments" / "mutations.py"
+
+
+@contextlib.contextmanager
+def taking_at_most(size):
+    """Bytes, beside what there was."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < size
+    finally:
+        tracemalloc.stop()
 
 
 class Form(msgspec.Struct):
@@ -132,11 +143,10 @@ ODD = {
 def test_what_is_odd_and_long_is_refused_soon_in_a_short_line(tmp_path, kind):
     text, file = ODD[kind](), tmp_path / "a.json"
     file.write_text(text)
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    with pytest.raises(InputError) as error:
+    began = time.process_time()
+    with taking_at_most(200e6), pytest.raises(InputError) as error:
         read_json(file, Form)
-    assert time.process_time() - began < 10
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+    assert time.process_time() - began < 20
     assert len(str(error.value)) < 1000
     assert str(error.value).isprintable()
 
@@ -226,17 +236,15 @@ def test_so_is_one_that_is_missing_compressed_or_other_than_was_written(tmp_path
 
 def test_a_shape_that_lies_takes_no_memory(tmp_path):
     file = tmp_path / "a.npz"
-    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (100000000000, 2), }"
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (100000000, 2), }"  # 800 MB
     header += b" " * (118 - len(header)) + b"\n"
     with zipfile.ZipFile(file, "w") as members:
         members.writestr("images.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(80))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(InputError, match=r"\(images: its length is not that of its shape\)"):
+    with taking_at_most(1e6), pytest.raises(InputError, match=r"\(images: its length is not that of its shape\)"):
         read_arrays(file, FORMS)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
 
 
-@pytest.mark.parametrize("mutations", [30, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mutations", [12, pytest.param(150, marks=pytest.mark.slow)])
 def test_whatever_field_is_changed_the_answer_is_the_same_or_a_line_names_it(quickly_compiled, mutations):
     command = [sys.executable, str(MUTATIONS), f"--mutations={mutations}", f"--seed={mutations}", "--no_log"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=1200)

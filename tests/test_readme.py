@@ -29,7 +29,7 @@ def prepare(folder, monkeypatch):
     monkeypatch.setattr(datasets, "builtin_shapes", functools.partial(datasets.builtin_shapes, 32, 10))
 
 
-@pytest.mark.slow  # .ci/run also does it away from the checkout
+@pytest.mark.slow
 def test_the_readme_does_what_it_says(tmp_path, monkeypatch):
     prepare(tmp_path, monkeypatch)
     found = run(ROOT / "README.md")

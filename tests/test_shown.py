@@ -17,6 +17,7 @@ from hypothesis import given, settings, strategies as st
 
 from alexnet_jax import figures, predict
 from alexnet_jax.networks import ensemble
+from alexnet_jax.runs import log
 from alexnet_jax.runs.log import RunLog
 from alexnet_jax.shown import Stream, reason, say, shown
 
@@ -159,9 +160,18 @@ def test_tables_have_a_line_for_each_class(tmp_path):
 
 
 def test_metrics_of_any_name_are_logged(tmp_path):
-    log = RunLog(tmp_path, first_step=0, steps=1, steps_per_epoch=1, batch_size=1)
-    log.train(1, {"loss": 1.0, "top1_error": 1.0, **{name: 2.0 for name in HARD if name}})
-    log.close()
+    written = RunLog(tmp_path, first_step=0, steps=1, steps_per_epoch=1, batch_size=1)
+    written.train(1, {"loss": 1.0, "top1_error": 1.0, **{name: 2.0 for name in HARD if name}})
+    written.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"train/_u001b_31mred" in events.read_bytes()  # where only letters, digits and _ are allowed
     assert set(json.loads((tmp_path / "metrics.jsonl").read_text())) > {name for name in HARD if name}
+
+
+def test_what_hides_pytorch_leaves_it_as_it_was(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as somebody may who has a broken one
+    log._tensorboard()
+    assert sys.modules["torch"] is None
+    monkeypatch.delitem(sys.modules, "torch")
+    log._tensorboard()
+    assert "torch" not in sys.modules

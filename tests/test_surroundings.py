@@ -56,6 +56,17 @@ def test_the_list_of_commands_whose_reader_has_gone_ends_quietly():
     assert shell(f"{sys.executable} -m alexnet_jax | true") == (0, "", "")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("predict photo.jpg", "predict: is written python -m alexnet_jax.predict"),
+        ("predcit", "predcit: no command; python -m alexnet_jax lists them"),
+    ],
+)
+def test_what_is_no_command_is_one_line(given, said):
+    assert shell(f"{sys.executable} -m alexnet_jax {given}") == (2, "", f"error: {said}\n")
+
+
 @pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
 def test_streams_of_ascii_get_other_characters_escaped(environment):
     code, out, err = shell(HELP, PYTHONCOERCECLOCALE="0", **environment)

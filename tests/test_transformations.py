@@ -1,6 +1,7 @@
 """The formulas are right under every transformation of JAX, on two devices: of the paper's network and that of 2012.
 
-Each must give what one device gives: to 1e-5 of the largest in float32, to 1e-12 in float64.
+By default of their first and last two layers, which have all kinds of operations and compile in half of the time. Each
+must give what one device gives: to 1e-5 of the largest in float32, to 1e-12 in float64.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ from alexnet_jax.paper.train_step import make_train_step, papers_augmentation
 
 DEVICES = jax.devices()[:2]
 SIZE, IMAGES, TRAINING_STEPS = 95, 4, 3
-FEATURES = (8, 16, 16, 16, 16, 32, 32, 10)
+COLUMNS = {"features": (8, 16, 16, 16, 16, 32, 32, 10), "std": (0.05,) * 8}
 
 
 def compiled(function):
@@ -108,7 +109,8 @@ def close(found, expected, tolerance):
 
 
 def table(name):
-    return with_column(ARCHITECTURES[name], features=FEATURES, std=(0.05,) * 8)
+    whole = with_column(ARCHITECTURES[name.removeprefix("whole ")], **COLUMNS)
+    return whole if name.startswith("whole ") else whole[:2] + whole[-2:]
 
 
 @functools.cache
@@ -123,19 +125,19 @@ def built(name: str, precision: str) -> Case:
 
 
 def cases(*by_default):
-    """Each network and each type; these by default, and the others are slow."""
-    of_all = [("paper", "float32"), ("paper", "float64"), ("original", "float64")]
-    params = [pytest.param(of, marks=() if "-".join(of) in by_default else pytest.mark.slow) for of in of_all]
+    """This one; and both networks as a whole, slowly."""
+    of_all = [by_default, ("whole paper", "float32"), ("whole original", "float64")]
+    params = [pytest.param(of, marks=() if of == by_default else pytest.mark.slow) for of in of_all]
     return {"params": params, "ids": ["-".join(of) for of in of_all]}
 
 
-@pytest.fixture(**cases("paper-float32"))
+@pytest.fixture(**cases("paper", "float32"))
 def case(request):
     with jax.enable_x64(request.param[1] == "float64"):
         yield built(*request.param)
 
 
-@pytest.fixture(params=[pytest.param("paper", marks=pytest.mark.slow), "original"])
+@pytest.fixture(params=[pytest.param("whole paper", marks=pytest.mark.slow), "original"])
 def double(request):
     """In float64, for differences of near points."""
     with jax.enable_x64(True):
@@ -176,7 +178,7 @@ def test_jacfwd(case):
         params = {layer: {**of, "bias": biases.get(layer, of["bias"])} for layer, of in case.params.items()}
         return case.forward(params, case.images[:2])
 
-    biases = {layer: case.params[layer]["bias"] for layer in ("conv1", "conv4", "fc7")}
+    biases = {layer: case.params[layer]["bias"] for layer in [*case.params][:-1:2]}
     case.close(compiled(jax.jacfwd(logits))(biases), compiled(jax.jacrev(logits))(biases))
 
 
@@ -323,7 +325,7 @@ def trained(name: str, precision: str) -> Training:
     case = built(name, precision)
     rng = np.random.default_rng(1)
     size = SIZE + 8
-    config = dataclasses.replace(PRESETS[name], crop_size=SIZE, crop_chunk=2)
+    config = dataclasses.replace(PRESETS[name.removeprefix("whole ")], crop_size=SIZE, crop_chunk=2)
     if precision == "float64":  # the colours are float32, and rounded as the compiler puts them together
         config = dataclasses.replace(config, color_scale=0.0)
     statistics = Statistics(np.full((size, size, 3), 120.0), 100 * np.eye(3))
@@ -338,7 +340,7 @@ def trained(name: str, precision: str) -> Training:
     return Training(make_step, state, (jnp.asarray(images), jnp.asarray(labels)), case.tolerance)
 
 
-@pytest.fixture(**cases("original-float64"))
+@pytest.fixture(**cases("original", "float64"))
 def training(request):
     with jax.enable_x64(request.param[1] == "float64"):
         yield trained(*request.param)
@@ -384,7 +386,7 @@ def test_training_steps_under_shard_map(training):
 # The fast forms.
 
 
-@pytest.mark.parametrize("name", ["paper", pytest.param("original", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["paper", pytest.param("whole original", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_the_tables_tuned_for_other_devices_are_the_plain_one(name, platform):
     case = built(name, "float32")
@@ -394,7 +396,7 @@ def test_the_tables_tuned_for_other_devices_are_the_plain_one(name, platform):
     case.close(fast.gradients, case.gradients, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["paper", pytest.param("original", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["paper", pytest.param("whole original", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("convolution", ["XLA", "oneDNN"])
 def test_the_tuned_table_is_the_plain_one(name, convolution):
     case = built(name, "float32")

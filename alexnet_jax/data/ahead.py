@@ -1,4 +1,5 @@
-"""Reading ahead: what threads read of a list, in its order; and what a device has begun, once the next has begun."""
+"""Keeping everybody busy: threads read the files that come next, and a device has its next batch before its last one is
+looked at."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,10 +28,17 @@ def read_ahead(read: Callable[[Item], Result], items: Sequence[Item], *, ahead: 
 
 
 def one_behind(begun: Iterable[Item]) -> Iterator[Item]:
-    """Each item once the next one is made, so that a device which computes it has more to do while it is looked at."""
+    """Each item once the next one is made, so that a device which computes it has more to do while it is looked at.
+
+    Where making the next one fails, the error comes after the item before it.
+    """
     waiting: collections.deque[Item] = collections.deque()
-    for item in begun:
-        waiting.append(item)
-        if len(waiting) > 1:
-            yield waiting.popleft()
+    try:
+        for item in begun:
+            waiting.append(item)
+            if len(waiting) > 1:
+                yield waiting.popleft()
+    except Exception:
+        yield from waiting
+        raise
     yield from waiting

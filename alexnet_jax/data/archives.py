@@ -12,8 +12,8 @@ from tensorflow_datasets.core import read_only_builder
 
 from alexnet_jax.config import InputError
 from alexnet_jax.data import cifar10, tars
+from alexnet_jax.data.layouts import Source, split_of
 from alexnet_jax.data.shards import Item
-from alexnet_jax.data.sources import Source, split_of
 from alexnet_jax.data.tars import Place
 from alexnet_jax.shown import reason, say
 

@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 from alexnet_jax import pickles
 from alexnet_jax.config import InputError
 from alexnet_jax.data import tars
+from alexnet_jax.data.layouts import Source
 from alexnet_jax.data.shards import Item
-from alexnet_jax.data.sources import Source
 from alexnet_jax.data.tars import Place
 from alexnet_jax.pickles import Maker, Stub
 

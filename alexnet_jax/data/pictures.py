@@ -5,10 +5,8 @@ has to say of one is an error of one line or nothing.
 """
 
 import contextlib
-import fcntl
 import io
 import logging
-import os
 import re
 import threading
 import warnings
@@ -19,16 +17,15 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image, UnidentifiedImageError
 
-from alexnet_jax.data import bmp
+from alexnet_jax.data import bmp, tiff
 from alexnet_jax.data.side_data import Bare, bare, orientation_of
-from alexnet_jax.shown import one_speaks, reason
+from alexnet_jax.shown import reason
 
 # As Pillow names them. TGA has no signature, and so is tried last.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "AVIF", "ICO", "PPM", "TGA")
 MAX_PIXELS = 89_478_485  # beyond it Pillow warns that a small file may fill the memory
 JPEG_FACTOR = 4  # a JPEG may have so many times more, since it is decoded at a fraction of its size
 MAX_SCANS = 100  # of a JPEG: programs write up to some twenty, and each takes as long as a picture
-MOST_SAID = 2**24  # bytes, of one picture, by libtiff
 HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 
 UPRIGHT = {
@@ -67,8 +64,8 @@ def open_picture(content: bytes, size: int, max_pixels: int = MAX_PIXELS, *, upr
                     if file.width * file.height > max_pixels:
                         raise Image.DecompressionBombError
                 if file.format == "TIFF":
-                    _check_tiff(file)
-                with _libtiff() if file.format == "TIFF" else contextlib.nullcontext():
+                    tiff.check(file)
+                with tiff.libtiff() if file.format == "TIFF" else contextlib.nullcontext():
                     file.load()
                 orientation = found.orientation
                 if file.format == "AVIF":  # which Pillow does not turn as the file says, but tells of
@@ -165,46 +162,6 @@ class _Settings:
 _settings = _Settings()
 
 
-def _check_tiff(file: Any) -> None:
-    """Raises ValueError where Pillow and libtiff would read what is no part of the picture, or nothing."""
-    if any(max(of.extents[side + 2] for of in file.tile if of.extents) < file.size[side] for side in (0, 1)):
-        raise ValueError("not all of it is there")
-    tags = file.tag_v2
-    if tags.get(259, 1) != 1 and not tags.get(279, tags.get(325)):
-        raise ValueError("it does not say how long its strips are")
-    if min(np.ravel(tags.get(273, tags.get(324, 0)))) < 8:
-        raise ValueError("a strip lies in its header")
-
-
-@contextlib.contextmanager
-def _libtiff() -> Iterator[None]:
-    """Reads what libtiff prints on stderr, where it names no picture. Raises ValueError where that is of a code that
-    cannot be decoded: it says so nowhere else, and leaves the rest of a fax white, or black.
-    """
-    with one_speaks:
-        try:
-            stderr = os.dup(2)
-        except OSError:  # it is closed
-            yield
-            return
-        told = _kept_in_memory() if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
-        try:
-            try:
-                os.dup2(told, 2)
-                yield
-            finally:
-                os.dup2(stderr, 2)
-                os.close(stderr)
-            length = os.lseek(told, 0, os.SEEK_CUR)
-            for line in os.pread(told, length, 0).splitlines():
-                if bad := re.match(rb"\w*Decode\w*: (?!Warning)(.*)", line):
-                    raise ValueError(bad[1].decode(errors="replace"))
-            if length > MOST_SAID - 4096:
-                raise ValueError(f"libtiff has more than {MOST_SAID:,} bytes to say of it")
-        finally:
-            os.close(told)
-
-
 def _scans(jpeg: bytes) -> int:
     """How many it has up to its end, behind which a phone may keep a film."""
     count, at = 0, 2
@@ -215,14 +172,6 @@ def _scans(jpeg: bytes) -> int:
         if marker[1] not in b"\x01\xd8":
             at += int.from_bytes(jpeg[at : at + 2], "big")
     return count
-
-
-def _kept_in_memory() -> int:
-    """A file that takes `MOST_SAID` bytes, and no more."""
-    told = os.memfd_create("libtiff", os.MFD_ALLOW_SEALING)
-    os.ftruncate(told, MOST_SAID)
-    fcntl.fcntl(told, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
-    return told
 
 
 def _rgb(file: Image.Image, found: Bare) -> Image.Image:

@@ -40,16 +40,32 @@ def load(
     if pretrained.is_name(run_or_file):
         _check_only(source, checkpoint)
         network = pretrained.pretrained(str(run_or_file))
-    elif source.suffix != ".safetensors" and source.is_file():
+    else:
+        network = (_of_file if _is_file(source) else _of_run)(source, checkpoint, steps)
+    if layers is not None and (differing := differences(to_json(network.net.layers), to_json(layers))):
+        raise InputError(f"{source}: is of another network: {listed(differing)}")
+    return network
+
+
+def table(run_or_file: str | Path) -> tuple[Layers, int]:
+    """The layers of what `load` gives, and the size of its crops, without its parameters. Raises InputError."""
+    source = Path(run_or_file).expanduser()
+    if pretrained.is_name(run_or_file):
+        return pretrained.table(str(run_or_file))
+    if _is_file(source):
+        return one_file.table(source)
+    facts = workdir.read(source)
+    return facts.layers, facts.config.crop_size
+
+
+def _is_file(source: Path) -> bool:
+    """Of ours, and not the folder of a run. Raises InputError for another framework's."""
+    if source.suffix != ".safetensors" and source.is_file():
         raise InputError(
             f"{source}: is neither a run's folder nor a .safetensors; of another framework's file "
             "python -m alexnet_jax.weights makes one"
         )
-    else:
-        network = (_of_file if source.suffix == ".safetensors" else _of_run)(source, checkpoint, steps)
-    if layers is not None and (differing := differences(to_json(network.net.layers), to_json(layers))):
-        raise InputError(f"{source}: is of another network: {listed(differing)}")
-    return network
+    return source.suffix == ".safetensors"
 
 
 def _check_only(source: Path, checkpoint: str) -> None:

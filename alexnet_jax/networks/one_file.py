@@ -1,8 +1,9 @@
 """A trained network in one file: as .safetensors, which stands for a run, or as a program of `jax.export`."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
-from alexnet_jax.config import InputError
+from alexnet_jax.config import Config, InputError
 from alexnet_jax.data.preprocessing import OWN, Preprocessing
 from alexnet_jax.files import check_plain, versions, write_whole
 from alexnet_jax.networks.network import Trained, network_of_arrays
+from alexnet_jax.paper.table import Layers
 from alexnet_jax.paper.written import differences, listed, to_json
 from alexnet_jax.reading import Count, checksum, from_json
 from alexnet_jax.runs.workdir import Content, config_of, settings_of_version_01, table_of, written_table
@@ -62,23 +64,35 @@ def load(file: str | Path, steps: Mapping[str, Callable] | None = None) -> Train
     """What `save` wrote; see `loading.load`. Raises InputError where it did not write this, or the file is damaged."""
     file = Path(file)
     tensors, metadata = read_safetensors(file)
+    card, config, layers = _described(file, metadata, steps)
+    _check_sums(file, tensors, metadata)
+    mean_image = tensors.pop("mean_image", np.zeros(0))
+    if mean_image.ndim != 3 or mean_image.shape[0] != mean_image.shape[1] or mean_image.shape[2] != 3:
+        raise InputError(f"{file}: mean_image is missing, or no square colour image")
+    return network_of_arrays(file, config, card.step, card.class_names, mean_image, layers, tensors, card.preprocessing)
+
+
+def table(file: Path) -> tuple[Layers, int]:
+    """The layers, and the size of the crops, without the parameters. Raises InputError as `load` does."""
+    _, config, layers = _described(file, read_metadata(file), None)
+    return layers, config.crop_size
+
+
+def _described(
+    file: Path, metadata: Mapping[str, str], steps: Mapping[str, Callable] | None
+) -> tuple[Card, Config, Layers]:
     if metadata.get("format") not in FORMATS:
         raise InputError(f"{file}: was not written by alexnet_jax.weights; it reads the file as --source")
     what = f"{file}: its card"
     card = from_json(metadata.get(CARD, ""), Card, what)
     if card.of_version_01:
         config, layers, _ = settings_of_version_01(card, len(card.class_names), file)
-    else:
-        now = written_table(card.layers, what)
-        table = from_json(metadata.get("layers", ""), list[Any], f"{file}: its layers")
-        if differing := differences(written_table(table, f"{file}: its layers"), now):
-            raise InputError(f"{what} is of another network: {listed(differing)}")
-        config, layers = config_of(card.config, what), table_of(card.layers, what, steps)
-    _check_sums(file, tensors, metadata)
-    mean_image = tensors.pop("mean_image", np.zeros(0))
-    if mean_image.ndim != 3 or mean_image.shape[0] != mean_image.shape[1] or mean_image.shape[2] != 3:
-        raise InputError(f"{file}: mean_image is missing, or no square colour image")
-    return network_of_arrays(file, config, card.step, card.class_names, mean_image, layers, tensors, card.preprocessing)
+        return card, config, layers
+    now = written_table(card.layers, what)
+    rows = from_json(metadata.get("layers", ""), list[Any], f"{file}: its layers")
+    if differing := differences(written_table(rows, f"{file}: its layers"), now):
+        raise InputError(f"{what} is of another network: {listed(differing)}")
+    return card, config_of(card.config, what), table_of(card.layers, what, steps)
 
 
 def _check_sums(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -96,17 +110,29 @@ def _sum(text: str) -> str:
 
 def read_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata. Raises InputError where the file is damaged; nothing in it is run."""
+    with _opened(file) as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """Alone, at once; as `read_safetensors`."""
+    with _opened(file) as opened:
+        return opened.metadata() or {}
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     check_plain(file)
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+            yield opened
     except Exception as error:  # the library has types of its own
         raise InputError(f"{file}: is damaged, or no .safetensors ({reason(error)})") from error
 
 
 def is_ours(file: Path) -> bool:
     """Whether `save` wrote it."""
-    return file.suffix == ".safetensors" and read_safetensors(file)[1].get("format") in FORMATS
+    return file.suffix == ".safetensors" and read_metadata(file).get("format") in FORMATS
 
 
 def program(network: Trained, *, views: int = 1) -> bytes:

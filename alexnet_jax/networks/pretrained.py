@@ -8,6 +8,8 @@ from alexnet_jax.data import imagenet
 from alexnet_jax.downloads import Published, fetched
 from alexnet_jax.networks import interchange
 from alexnet_jax.networks.network import Trained
+from alexnet_jax.paper.architectures import CAFFE_IMAGE_SIZE
+from alexnet_jax.paper.table import Layers
 
 # torchvision: address and first eight digits of the SHA-256 (in the name) from torchvision/models/alexnet.py,
 # AlexNet_Weights.IMAGENET1K_V1; torch.hub checks these eight. The other digits are what several projects found who
@@ -46,6 +48,11 @@ def pretrained(name: str, mean: str | Path | None = None) -> Trained:
             raise InputError(f"{mean}: is a mean for caffe; torchvision's network has its own")
         return interchange.from_torchvision(fetched(PUBLISHED[name]), imagenet.class_names())
     return interchange.from_caffe(fetched(PUBLISHED[name]), mean, imagenet.class_names())
+
+
+def table(name: str) -> tuple[Layers, int]:
+    """The layers of one of these, and the size of its crops; nothing is fetched for that."""
+    return {"torchvision": (interchange.TORCHVISION, 224), "caffe": (interchange.CAFFE, CAFFE_IMAGE_SIZE)}[name]
 
 
 def is_name(run_or_file: str | Path) -> bool:

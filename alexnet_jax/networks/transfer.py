@@ -1,8 +1,9 @@
 """§6: a network that begins with the parameters of another, trained on other images."""
 
+import contextlib
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,7 @@ from alexnet_jax.config import Config, InputError
 from alexnet_jax.data import imagenet
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.files import write_whole
-from alexnet_jax.networks.loading import load
-from alexnet_jax.networks.network import Trained
+from alexnet_jax.networks.loading import load, table
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.table import Layers, named
 from alexnet_jax.paper.train_state import shapes_of_params
@@ -72,7 +72,8 @@ def find_origin(config: Config, workdir: Path, net: AlexNet, dataset: Dataset) -
     taken = taken_over(workdir, own)
     if taken and any((workdir / "checkpoints").glob("[0-9]*")):
         return Origin(config.init_from, taken, [], {})
-    origin = _load(config.init_from, own_steps(net.layers))
+    with _named(config.init_from):
+        origin = load(config.init_from, steps=own_steps(net.layers))
     theirs = flatten_dict(origin.params, sep="/")
     same = common_layers(net.layers, origin.net.layers)
     classes = imagenet.named(dataset.class_names)
@@ -97,15 +98,15 @@ def table_of_origin(init_from: str, workdir: Path) -> tuple[Layers, int]:
     own. Raises InputError.
     """
     if (workdir / folder.CONFIG).exists():  # its origin may have gone
-        begun = folder.read(workdir)
-        return begun.layers, begun.config.crop_size
-    origin = _load(init_from)
-    return origin.net.layers, origin.config.crop_size
+        return table(workdir)
+    with _named(init_from):
+        return table(init_from)
 
 
-def _load(init_from: str, steps: Mapping[str, Callable] | None = None) -> Trained:
+@contextlib.contextmanager
+def _named(init_from: str) -> Iterator[None]:
     try:
-        return load(init_from, steps=steps)
+        yield
     except InputError as error:
         raise InputError(f"--init_from={init_from}: {error}") from error
 

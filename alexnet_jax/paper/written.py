@@ -2,16 +2,17 @@
 
 import dataclasses
 import functools
-import math
 import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from alexnet_jax.config import LARGEST_FACTOR
+import numpy as np
+
 from alexnet_jax.paper.layers import STEPS
 from alexnet_jax.paper.table import NAMES, Conv, Dense, Layers, Local, Step, check, named
 
 MOST = 2000  # layers and steps of one network
+LARGEST_INT, LARGEST_FLOAT = 2**63 - 1, float(np.finfo(np.float32).max)  # what other programs read, and devices keep
 KINDS = {"conv": Conv, "local": Local, "dense": Dense}
 Written = list[dict[str, Any]]
 
@@ -20,9 +21,9 @@ def to_json(layers: Layers) -> Written:
     """One dictionary a layer: its kind and fields, and under "then" each step's name with all its keywords.
 
     A step that is not in `layers.STEPS` is written by its import path. Raises ValueError, naming the layer, for one
-    that has none (a lambda), or a keyword that JSON does not keep.
+    that has none (a lambda), a keyword that JSON does not keep, and whatever else `from_json` would not read.
     """
-    return [
+    rows = [
         {
             "kind": next(kind for kind, of in KINDS.items() if type(layer) is of),
             **{field: _plain(getattr(layer, field), f"{name} {field}") for field in _fields(type(layer))},
@@ -30,6 +31,8 @@ def to_json(layers: Layers) -> Written:
         }
         for name, layer in named(layers).items()
     ]
+    from_json(rows, own_steps(layers))
+    return rows
 
 
 def _fields(kind: type) -> list[str]:
@@ -47,8 +50,10 @@ def _step_to_json(step: Step, layer: str) -> dict[str, Any]:
 def _plain(value: Any, what: str) -> Any:
     if isinstance(value, tuple):
         return [_plain(of, what) for of in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{what} is {value}; it must be finite")
+    if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:  # nor what is no number
+        raise ValueError(f"{what} is {value}; it must be a finite number of 32 bits")
+    if isinstance(value, int) and abs(value) > LARGEST_INT:
+        raise ValueError(f"{what} is {_short(value)}; it must be a whole number of 64 bits")
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise ValueError(f"{what} is {_short(value)}; a number, text, or a tuple of these can be written")
@@ -108,13 +113,13 @@ def _layer(row: dict[str, Any], name: str, steps: Mapping[str, Callable]) -> Con
 
 def _number(value: Any, field: dataclasses.Field, what: str) -> Any:
     if field.type is float:
-        if type(value) in (int, float) and abs(value) <= LARGEST_FACTOR:
+        if type(value) in (int, float) and abs(value) <= LARGEST_FLOAT:
             return float(value)
         raise ValueError(f"{what} is {_short(value)}; it must be a finite number of 32 bits")
     if field.name == "padding" and isinstance(value, list) and [*map(type, value)] == [int, int]:
-        return tuple(value)
+        return tuple(_plain(of, what) for of in value)
     if type(value) is int:
-        return value
+        return _plain(value, what)
     raise ValueError(f"{what} is {_short(value)}; it must be a whole number")
 
 
@@ -139,8 +144,6 @@ def _value(value: Any, kind: Any, what: str) -> Any:
     """A keyword of a step, of the type that its function says, where it says int, float or bool."""
     if kind in (int, float, bool) and type(value) is not kind and not (kind is float and type(value) is int):
         raise ValueError(f"{what} is {_short(value)}; it must be of type {kind.__name__}")
-    if isinstance(value, float) and LARGEST_FACTOR < abs(value) < math.inf:
-        raise ValueError(f"{what} is {_short(value)}; it must be a finite number of 32 bits")
     if isinstance(value, list):
         return tuple(_value(of, None, what) for of in value)
     return _plain(value, what)

@@ -198,10 +198,11 @@ def _set_bad_lines_aside(file: Path, steps: int) -> None:
 
 def _tensorboard() -> Any:
     """tensorboardX; without PyTorch, which it imports for seconds where there is one, for the name of a type."""
-    hidden = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
+    known = "torch" in sys.modules  # also where somebody else has hidden it
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     try:
         import tensorboardX
     finally:
-        if hidden:
+        if not known:
             del sys.modules["torch"]
     return tensorboardX

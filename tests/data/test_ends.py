@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import interrupted_after, picture
+from conftest import interrupted_after
+from drawn import fail, items, picture, write
 from PIL import Image
-from test_shards import contents, items, write
+from test_shards import contents
 
 from alexnet_jax import prepare
 from alexnet_jax.config import InputError
@@ -36,7 +37,7 @@ def script(tmp_path, text):
     """A script of somebody's own, with shards of eight images."""
     file = tmp_path / "script.py"
     file.write_text(f"from alexnet_jax.data import shards\nshards.EXAMPLES_PER_SHARD = 8\n{text}")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(
         [sys.executable, file], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -99,17 +100,12 @@ def test_nothing_is_said_after_the_error(tmp_path):
 
 SLOWLY = """
 import time
-from test_ends import slow
+from drawn import slow_picture
 from pathlib import Path
 from alexnet_jax.data import datasets
-splits = {split: [shards.Item("a", "a", 0, slow)] * 400 for split in ("train", "validation")}
+splits = {split: [shards.Item("a", "a", 0, slow_picture)] * 400 for split in ("train", "validation")}
 datasets.write(Path("out"), ["a"], splits, size=16, workers=2)
 """
-
-
-def slow():
-    time.sleep(0.02)
-    return np.zeros((20, 20, 3), np.uint8)
 
 
 def below(process):
@@ -194,10 +190,6 @@ def test_a_damaged_rest_is_written_anew(tmp_path, kind):
     write(tmp_path / "set")
     write(tmp_path / "whole")
     assert contents(tmp_path / "set") == contents(tmp_path / "whole")
-
-
-def fail():
-    raise ValueError("is bad")
 
 
 def test_what_was_skipped_is_not_passed_over_when_it_is_to_stop(tmp_path):

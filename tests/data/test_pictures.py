@@ -21,6 +21,7 @@ from PIL import Image, PngImagePlugin
 from alexnet_jax.config import InputError
 from alexnet_jax.data import pictures
 from alexnet_jax.data.images import read_file, upright_rgb
+from alexnet_jax.data.tiff import MOST_SAID, libtiff
 from alexnet_jax.shown import say
 
 CORNERS = ((230, 30, 30), (30, 200, 40), (20, 40, 220), (120, 120, 120))  # from left to right, from top to bottom
@@ -514,9 +515,9 @@ def test_a_tiff_whose_pixels_are_no_part_of_it_is_refused(content, problem, capf
 
 
 def test_what_libtiff_says_counts_however_much_it_says(capfd):
-    with pytest.raises(ValueError, match=r"^Bad code word\.$"), pictures._libtiff():
+    with pytest.raises(ValueError, match=r"^Bad code word\.$"), libtiff():
         os.write(2, b"Fax4Decode: Warning, Premature EOL.\n" * 60_000 + b"Fax4Decode: Bad code word.\n")
-    with pictures._libtiff():
+    with libtiff():
         os.write(2, b"Fax4Decode: Warning, Premature EOL.\n" * 60_000)
     assert capfd.readouterr().err == ""
 
@@ -526,9 +527,9 @@ def test_what_libtiff_says_takes_no_more_memory_than_is_given(capfd):
         for _ in range(30_000):
             with contextlib.suppress(OSError):  # C's functions return it, too
                 os.write(2, b"Fax4Decode: Warning, Premature EOL.\n" * 20)
-        assert os.fstat(2).st_size == pictures.MOST_SAID
+        assert os.fstat(2).st_size == MOST_SAID
 
-    with pytest.raises(ValueError, match=r"^libtiff has more than 16,777,216 bytes to say of it$"), pictures._libtiff():
+    with pytest.raises(ValueError, match=r"^libtiff has more than 16,777,216 bytes to say of it$"), libtiff():
         tell()
     assert capfd.readouterr().err == ""
 
@@ -598,7 +599,7 @@ def test_who_wants_another_limit_waits_for_the_others():
 def test_no_line_is_lost_while_a_tiff_is_read(capfd):
     """Its decoder's standard error leads nowhere."""
     with ThreadPoolExecutor(1) as pool:
-        with pictures._libtiff():
+        with libtiff():
             said = pool.submit(say, "a line", error=True)
             os.write(2, b"noise")
             time.sleep(0.1)

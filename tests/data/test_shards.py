@@ -13,26 +13,13 @@ import time
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from conftest import interrupted_after, picture
+from conftest import interrupted_after
+from drawn import NAMES, fail, items, picture, write
 from PIL import Image
 
 from alexnet_jax.config import InputError
 from alexnet_jax.data import datasets, images, manifest, shards
 from alexnet_jax.data.input_pipeline import evaluation_batches
-
-NAMES = ("red", "green", "blue")
-
-
-def items(split, count):
-    return [
-        shards.Item(f"{split}/{i}", f"{split}/{i}", i % 3, functools.partial(picture, i % 3, 1000 * split + i))
-        for i in range(count)
-    ]
-
-
-def write(path, train=50, validation=13, **options):
-    splits = {"train": items(0, train), "validation": items(1, validation)}
-    return datasets.write(path, NAMES, splits, size=24, **options)
 
 
 def contents(path):
@@ -151,7 +138,7 @@ def test_what_was_written_of_other_images_or_is_damaged_is_written_again(tmp_pat
 KILLED = """
 import sys
 from pathlib import Path
-from test_shards import shards, write
+from drawn import shards, write
 if __name__ == "__main__":
     shards.EXAMPLES_PER_SHARD = 8
     write(Path(sys.argv[1]), train=400, workers=int(sys.argv[2]))
@@ -161,7 +148,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_process_loses_no_shard(tmp_path, workers):
     (tmp_path / "run.py").write_text(KILLED)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path)])}
     command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "set"), str(workers)]
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     folder, deadline = tmp_path / "set.incomplete", time.time() + 120
@@ -186,10 +173,6 @@ def test_two_writers_of_one_output(tmp_path):
 
     write(tmp_path / "set", train=3, validation=3, progress=meanwhile)
     assert (tmp_path / "set").exists()
-
-
-def fail():
-    raise ValueError("is bad")
 
 
 def test_the_first_error_of_a_worker_process_stops_all(tmp_path):

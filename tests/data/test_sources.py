@@ -15,7 +15,7 @@ from alexnet_jax import predict, prepare
 from alexnet_jax.config import InputError
 from alexnet_jax.data import tars
 from alexnet_jax.data.datasets import open_dataset
-from alexnet_jax.data.sources import split_of
+from alexnet_jax.data.layouts import split_of
 
 
 def png(number=0):

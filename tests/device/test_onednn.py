@@ -17,6 +17,8 @@ from alexnet_jax.device.forms import conv2d_of_onednn, dense_of_onednn
 sys.path.insert(0, str(Path(__file__).parents[1] / "paper"))
 from test_layers import check_gradients, conv2d_gradients, normal
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.fixture(autouse=True, scope="module")
 def has_onednn():

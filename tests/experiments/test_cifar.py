@@ -59,7 +59,7 @@ def test_the_quick_result_is_reproduced(cifar10):
     assert relu_vs_tanh.quick(cifar10) == pytest.approx(kept, abs=cifar.QUICK_BAND)
 
 
-def test_a_run_learns_and_is_looked_at_where_it_was_asked(prepared):
+def test_a_run_learns_and_is_looked_at_where_it_was_asked(prepared, quickly_compiled):
     config = Config(crop_size=CROP, batch_size=12, learning_rate=0.002, color_scale=0.0)
     run = training.Run(TINY, config, open_dataset(str(prepared)))
     before = run.errors("train")

@@ -20,7 +20,7 @@ from PIL import Image
 from alexnet_jax import command, features, figures
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.data import datasets, input_pipeline
-from alexnet_jax.data.ahead import read_ahead
+from alexnet_jax.data.ahead import one_behind, read_ahead
 from alexnet_jax.networks import layer_outputs, network as networks, one_file
 from alexnet_jax.networks.layer_outputs import features_of_split
 from alexnet_jax.networks.loading import load
@@ -262,6 +262,25 @@ def test_pictures_of_ones_own_go_through_the_same_preprocessing(network, tmp_pat
     for wrong in (np.zeros((5, 5, 4), np.uint8), np.zeros((5, 5, 3)), np.zeros((0, 5, 3), np.uint8), b"none"):
         with pytest.raises(InputError, match="picture 1: "):
             network.features([pictures[0], wrong, pictures[2]], NAMES)
+
+
+def test_what_is_begun_is_looked_at_once_the_next_is_begun_and_where_that_fails():
+    began, seen = [], []
+
+    def batches():
+        for number in range(3):
+            began.append(number)
+            yield number
+        raise OSError("the next one")
+
+    def look():
+        for number in one_behind(batches()):
+            seen.append((number, len(began)))
+
+    with pytest.raises(OSError, match="the next one"):
+        look()
+    assert seen == [(0, 2), (1, 3), (2, 3)]
+    assert [*one_behind(iter("ab"))] == ["a", "b"]
 
 
 def test_reading_ahead_keeps_the_order_and_ends_with_its_reader():

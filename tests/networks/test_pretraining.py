@@ -20,6 +20,7 @@ from alexnet_jax.paper.optim import configured_rule
 from alexnet_jax.paper.table import with_column
 from alexnet_jax.paper.train_state import shapes_of_params
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 CROP, CLASSES = 67, tuple("abcdefghij")
 # As many outputs as hidden units: fc8 of five convolutions has the shapes of the hidden fc8 of six.
 FIVE = with_column(PAPER, features=(8, 8, 8, 8, 8, 10, 10, 10))

@@ -13,14 +13,16 @@ from conftest import CROP, TINY, picture
 from alexnet_jax.config import Config, InputError
 from alexnet_jax.data import datasets, shards
 from alexnet_jax.device.tuned import tuned
-from alexnet_jax.networks import one_file
+from alexnet_jax.networks import one_file, pretrained
 from alexnet_jax.networks.loading import load
 from alexnet_jax.networks.network import Trained
-from alexnet_jax.networks.transfer import find_origin
+from alexnet_jax.networks.transfer import find_origin, table_of_origin
+from alexnet_jax.paper.architectures import TORCHVISION
 from alexnet_jax.paper.layers import relu
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.table import with_classes, with_layers, with_steps
 from alexnet_jax.paper.train_state import shapes_of_params
+from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.train import fit
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "undrawn")
@@ -113,6 +115,15 @@ def test_a_run_goes_on_without_the_one_that_it_began_with(config, others, origin
     shutil.rmtree(copy)
     assert train(TWO_CLASSES, others, config, tmp_path / "run") == first
     np.testing.assert_array_equal(params(tmp_path / "run")["conv2"]["kernel"], params(origin)["conv2"]["kernel"])
+
+
+def test_the_table_is_known_without_the_parameters(origin, tmp_path, monkeypatch):
+    one_file.save(load(origin), tmp_path / "a.safetensors")
+    for owner, name in ((Checkpoints, "restore_params"), (one_file, "read_safetensors"), (pretrained, "fetched")):
+        monkeypatch.setattr(owner, name, None)
+    for source in (origin, tmp_path / "a.safetensors"):
+        assert table_of_origin(str(source), tmp_path / "run") == (TINY, CROP)
+    assert table_of_origin("torchvision", tmp_path / "run") == (TORCHVISION, 224)
 
 
 def own_step(x, *, slope=0.5):

@@ -373,7 +373,6 @@ def bad_safetensors(tmp_path):
         yield message, functools.partial(interchange.from_caffe, model, mean)
     model.write_bytes(whole)
     yield "is not there", lambda: weights.read(weights.Options(source="none.pth", output="a.safetensors"))
-    yield "needs --mean", lambda: weights.read(weights.Options(source=str(model), output="a.safetensors"))
     mean.write_bytes(blob(np.zeros((1, 1, 5, 5), np.float32), old=True))
     yield "holds no colour image", lambda: interchange.from_caffe(model, mean)
     for content, message in (
@@ -629,8 +628,10 @@ def test_a_state_dict_may_be_wrapped_as_trainings_do(tmp_path):
 
 def test_the_command_converts_and_what_it_wrote_predicts(call_here, tmp_path):
     file, mean, _, _ = caffe_files(tmp_path)
-    message = f"error: {file}: needs --mean=FILE, the .binaryproto that comes with it\n"
-    assert call_here("weights", f"--source={file}", "--output=b.safetensors") == (2, "", message)
+    process = call_here("weights", f"--source={file}", f"--output={tmp_path / 'uniform.safetensors'}")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith(f"{file}: without --mean=FILE, the mean of each colour is subtracted")
+    assert np.ptp(load(tmp_path / "uniform.safetensors").mean_image, axis=(0, 1)).max() == 0
     card = json.dumps({"class_names": [], "step": 0, "layers": [], "config": []})
     metadata = {"format": one_file.FORMATS[0], "card": card, "layers": "[]"}
     content = safetensors.numpy.save({"a": np.zeros(1)}, metadata)

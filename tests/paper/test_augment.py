@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,8 @@ import pytest
 
 from alexnet_jax.device.accelerator_forms import patches_by_product
 from alexnet_jax.paper import augment
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def places(height, width, batch=1):
@@ -31,7 +35,8 @@ def test_random_crop_cuts_a_patch_of_the_image_at_one_of_32_by_32_places(to_edge
 
 def test_random_crop_of_the_whole_image_is_the_image():
     images = places(7, 7, 2)
-    np.testing.assert_array_equal(augment.random_crop(jax.random.key(0), images, 7), images)
+    crops = jax.jit(functools.partial(augment.random_crop, size=7))(jax.random.key(0), images)
+    np.testing.assert_array_equal(crops, images)
 
 
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32, jnp.bfloat16])
@@ -54,7 +59,7 @@ def test_patches_are_cut_and_mirrored_and_so_are_those_by_products(dtype):
 
 def test_random_reflection_mirrors_half_of_the_images_left_right():
     images = places(2, 5, 1000)
-    out = np.asarray(augment.random_reflection(jax.random.key(0), images))
+    out = np.asarray(jax.jit(augment.random_reflection)(jax.random.key(0), images))
     mirrored = out[:, 0, 0, 1] == 4
     np.testing.assert_array_equal(out[mirrored], np.asarray(images)[mirrored][:, :, ::-1])
     np.testing.assert_array_equal(out[~mirrored], np.asarray(images)[~mirrored])
@@ -68,7 +73,7 @@ def test_pca_color_has_the_covariance_of_the_colors_times_the_scale_squared():
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
     pca = jnp.array(eigenvectors * np.sqrt(eigenvalues), jnp.float32)
     images = jnp.zeros((100_000, 1, 2, 3))
-    noise = np.asarray(augment.pca_color(jax.random.key(0), images, pca, 0.1))
+    noise = np.asarray(jax.jit(augment.pca_color)(jax.random.key(0), images, pca, 0.1))
     np.testing.assert_array_equal(noise[:, 0, 0], noise[:, 0, 1])  # the same for every pixel of an image
     np.testing.assert_allclose(np.cov(noise[:, 0, 0].T), 0.01 * covariance, atol=0.02 * 0.01 * np.abs(covariance).max())
     np.testing.assert_allclose(noise.mean((0, 1, 2)), 0, atol=0.05)
@@ -88,26 +93,31 @@ def test_ten_views_are_four_corners_the_centre_and_their_reflections():
     np.testing.assert_array_equal(views[:, 1, :, :, 2], 1)
 
 
+def training_views(*arrays, **options):
+    """`augment.training_views`, in one program: one by one, its operations take seconds to compile."""
+    return np.asarray(jax.jit(functools.partial(augment.training_views, **options))(*arrays))
+
+
 def test_training_views_subtract_each_pixels_own_mean():
     mean = places(40, 40)[0]
     images = jnp.broadcast_to(mean, (4, 40, 40, 3)).astype(jnp.uint8)
-    views = augment.training_views(jax.random.key(0), images, mean, jnp.eye(3), size=32, color_scale=0.0)
+    views = training_views(jax.random.key(0), images, mean, jnp.eye(3), size=32, color_scale=0.0)
     np.testing.assert_array_equal(views, np.zeros((4, 32, 32, 3)))
 
 
 def test_without_reflections_no_image_is_mirrored():
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     options = {"mean_image": jnp.zeros((8, 8, 3)), "pca": jnp.zeros((3, 3)), "size": 8, "color_scale": 0.0}
-    views = augment.training_views(jax.random.key(0), jnp.array(images), reflect=False, **options)
+    views = training_views(jax.random.key(0), jnp.array(images), reflect=False, **options)
     np.testing.assert_array_equal(views, images)
-    assert not np.array_equal(augment.training_views(jax.random.key(0), jnp.array(images), **options), images)
+    assert not np.array_equal(training_views(jax.random.key(0), jnp.array(images), **options), images)
 
 
 def test_with_center_mean_every_patch_loses_the_same_center_however_it_lies():
     mean = places(40, 40)[0]
     images = jnp.full((64, 40, 40, 3), 200, jnp.uint8)
     options = {"size": 32, "color_scale": 0.0, "center_mean": True}
-    views = augment.training_views(jax.random.key(0), images, mean, jnp.eye(3), **options)
+    views = training_views(jax.random.key(0), images, mean, jnp.eye(3), **options)
     np.testing.assert_array_equal(views, np.broadcast_to(200 - mean[4:36, 4:36], views.shape))
 
 
@@ -115,12 +125,12 @@ def test_color_rescale_divides_image_and_color():
     images = jnp.array(np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3)), jnp.uint8)
     mean, pca, key = jnp.full((40, 40, 3), 120.0), 50 * jnp.eye(3), jax.random.key(0)
     options = {"size": 32, "color_scale": 0.1}
-    plain = augment.training_views(key, images, mean, pca, **options)
-    rescaled = augment.training_views(key, images, mean, pca, color_rescale=True, **options)
+    plain = training_views(key, images, mean, pca, **options)
+    rescaled = training_views(key, images, mean, pca, color_rescale=True, **options)
     np.testing.assert_allclose(rescaled, plain / 1.1, rtol=1e-6, atol=1e-5)
     options["color_scale"] = jnp.float32(0)  # as where the colour is off: nothing is divided
-    without = augment.training_views(key, images, mean, pca, color_rescale=True, **options)
-    np.testing.assert_array_equal(without, augment.training_views(key, images, mean, pca, **options))
+    without = training_views(key, images, mean, pca, color_rescale=True, **options)
+    np.testing.assert_array_equal(without, training_views(key, images, mean, pca, **options))
 
 
 def test_a_chunk_shares_patch_and_reflection_but_not_its_color():
@@ -130,7 +140,7 @@ def test_a_chunk_shares_patch_and_reflection_but_not_its_color():
 
     def views(color_scale, chunk_key):
         options = {"size": 32, "color_scale": color_scale, "chunk_key": chunk_key}
-        return np.asarray(augment.training_views(keys, images, jnp.zeros((40, 40, 3)), jnp.eye(3), **options))
+        return training_views(keys, images, jnp.zeros((40, 40, 3)), jnp.eye(3), **options)
 
     def distinct(views):
         return len(np.unique(views.reshape(len(views), -1), axis=0))
@@ -150,7 +160,7 @@ def test_what_happens_to_an_image_does_not_depend_on_how_the_batch_is_cut(color_
     mean, pca = jnp.full((40, 40, 3), 120.0), 50 * jnp.eye(3)
 
     def view(part):
-        return augment.training_views(keys[part], images[part], mean, pca, size=32, color_scale=color_scale)
+        return training_views(keys[part], images[part], mean, pca, size=32, color_scale=color_scale)
 
     whole = view(slice(0, 6))
     assert whole.dtype == jnp.float32

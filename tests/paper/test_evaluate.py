@@ -8,6 +8,7 @@ from alexnet_jax.data.datasets import open_dataset
 from alexnet_jax.device import parallel
 from alexnet_jax.paper import evaluate
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 CLASSES = 8
 PARAMS = {"none": np.zeros(1)}  # pmap of jax 0.10 mistakes the axes of what follows an empty argument
 

@@ -11,6 +11,8 @@ from hypothesis import given, strategies as st
 from alexnet_jax.device import accelerator_forms, forms as cpu_forms
 from alexnet_jax.paper import layers
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 # oneDNN's convolution is a third form: tests/device/test_onednn.py.
 # Those of GPUs and TPUs are computed on the CPU here.
 FORMS = {

@@ -13,14 +13,18 @@ from alexnet_jax.paper.architectures import PAPER
 from alexnet_jax.paper.layers import dropout, lrn, pool, relu, takes_key
 from alexnet_jax.paper.table import Conv, Dense, Local, named, output_names
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def init(layers, size=CROP):
     net = model.AlexNet(layers)
-    quickly = {
-        "xla_backend_optimization_level": 0
-    }  # to compile; LLVM takes seconds for each of the normal distributions
-    draw = jax.jit(lambda key: net.init(key, jnp.zeros((1, size, size, 3)), train=False), compiler_options=quickly)
+    draw = jax.jit(lambda key: net.init(key, jnp.zeros((1, size, size, 3)), train=False))
     return net, draw(jax.random.key(0))
+
+
+def compiled(net):
+    """Its `apply`, in one program: one by one, the operations take seconds to compile."""
+    return jax.jit(net.apply, static_argnames="train")
 
 
 def test_parameters_have_the_fields_names_and_shapes():
@@ -52,29 +56,31 @@ def test_the_network_is_its_table():
     """The same as the operations written out by hand."""
     net, variables = init(TINY)
     x = 50 * jax.random.normal(jax.random.key(1), (2, CROP, CROP, 3))
-    p = variables["params"]
     conv = jax.lax.conv_general_dilated
     form = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-    y = conv(x, p["conv1"]["kernel"], (2, 2), ((0, 1), (0, 1)), **form) + p["conv1"]["bias"][None, None, None]
-    y = pool(lrn(jax.nn.relu(y)))
-    y = (
-        conv(y, p["conv2"]["kernel"], (1, 1), "SAME", feature_group_count=2, **form)
-        + p["conv2"]["bias"][None, None, None]
-    )
-    y = pool(jax.nn.relu(y)).reshape(2, -1)
-    y = 0.5 * jax.nn.relu(y @ p["fc3"]["kernel"] + p["fc3"]["bias"][None])
-    y = y @ p["fc4"]["kernel"] + p["fc4"]["bias"][None]
-    np.testing.assert_allclose(net.apply(variables, x, train=False), y, rtol=1e-4, atol=1e-5)
+
+    @jax.jit
+    def by_hand(p, x):
+        y = conv(x, p["conv1"]["kernel"], (2, 2), ((0, 1), (0, 1)), **form) + p["conv1"]["bias"][None, None, None]
+        y = pool(lrn(jax.nn.relu(y)))
+        y = conv(y, p["conv2"]["kernel"], (1, 1), "SAME", feature_group_count=2, **form)
+        y = pool(jax.nn.relu(y + p["conv2"]["bias"][None, None, None])).reshape(2, -1)
+        y = 0.5 * jax.nn.relu(y @ p["fc3"]["kernel"] + p["fc3"]["bias"][None])
+        return y @ p["fc4"]["kernel"] + p["fc4"]["bias"][None]
+
+    found = compiled(net)(variables, x, train=False)
+    np.testing.assert_allclose(found, by_hand(variables["params"], x), rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_acts_in_training_only_and_follows_the_key():
     net, variables = init(TINY)
     x = 50 * jax.random.normal(jax.random.key(1), (4, CROP, CROP, 3))
-    first, again, other = (net.apply(variables, x, train=True, key=jax.random.key(seed)) for seed in (0, 0, 1))
+    apply = compiled(net)
+    first, again, other = (apply(variables, x, train=True, key=jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
-    test = net.apply(variables, x, train=False)
-    np.testing.assert_array_equal(test, net.apply(variables, x, train=False, key=jax.random.key(5)))
+    test = apply(variables, x, train=False)
+    np.testing.assert_array_equal(test, apply(variables, x, train=False, key=jax.random.key(5)))
     with pytest.raises(ValueError, match="key="):
         net.apply(variables, x, train=True)
 
@@ -83,7 +89,7 @@ def test_each_layer_drops_others():
     """Two layers that pass on all but what dropout takes: a quarter is left; one mask for both would leave a half."""
     net = model.AlexNet((Dense(300, then=(dropout,)), Dense(300, then=(dropout,))))
     layer = {"kernel": jnp.eye(300), "bias": jnp.zeros(300)}
-    out = net.apply(
+    out = compiled(net)(
         {"params": {"fc1": layer, "fc2": layer}}, jnp.ones((40, 10, 10, 3)), train=True, key=jax.random.key(0)
     )
     assert np.mean(out) == pytest.approx(0.25, abs=0.02)
@@ -93,9 +99,9 @@ def test_computes_in_bfloat16_with_float32_parameters_and_logits():
     net, variables = init(TINY)
     low = model.AlexNet(TINY, dtype=jnp.bfloat16)
     x = 50 * jax.random.normal(jax.random.key(1), (4, CROP, CROP, 3))
-    logits = low.apply(variables, x, train=False)
+    logits = compiled(low)(variables, x, train=False)
     assert logits.dtype == jnp.float32
-    reference = net.apply(variables, x, train=False)
+    reference = compiled(net)(variables, x, train=False)
     assert 0 < np.abs(logits - reference).max() < 0.05 * np.abs(reference).max()
 
 
@@ -154,7 +160,7 @@ def test_a_step_that_comes_twice_has_two_names():
     assert output_names(table) == names
     net, variables = init(table, 8)
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    outputs = model.outputs(net, variables, x, names)
+    outputs = jax.jit(lambda variables, x: model.outputs(net, variables, x, names))(variables, x)
     np.testing.assert_array_equal(outputs["conv1:relu2"], outputs["conv1:pool"])
     np.testing.assert_allclose(outputs["conv1:relu3"], np.tanh(outputs["conv1:pool"]), rtol=1e-5)
 
@@ -171,13 +177,13 @@ def test_a_random_step_of_ones_own_gets_one_key_an_image_and_at_test_none():
     net = model.AlexNet((Dense(4, then=(noise, noise)), Dense(4, then=(noise,))))
     of_zeros = {"kernel": jnp.zeros((12, 4)), "bias": jnp.zeros(4)}
     variables = {"params": {"fc1": of_zeros, "fc2": {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}}}
-    x = jnp.zeros((500, 2, 2, 3))
-    np.testing.assert_array_equal(net.apply(variables, x, train=False), np.zeros((500, 4)))
-    drawn = net.apply(variables, x, train=True, key=jax.random.key(0))
+    x, apply = jnp.zeros((500, 2, 2, 3)), compiled(net)
+    np.testing.assert_array_equal(apply(variables, x, train=False), np.zeros((500, 4)))
+    drawn = apply(variables, x, train=True, key=jax.random.key(0))
     assert np.std(drawn) == pytest.approx(3**0.5, rel=0.1)  # of three that are independent of each other
     keys = jax.random.split(jax.random.key(1), 500)
-    whole = net.apply(variables, x, train=True, key=keys)
-    part = net.apply(variables, x[:100], train=True, key=keys[200:300])
+    whole = apply(variables, x, train=True, key=keys)
+    part = apply(variables, x[:100], train=True, key=keys[200:300])
     np.testing.assert_allclose(part, whole[200:300], atol=1e-6)  # a product of fewer rows may round otherwise
 
 

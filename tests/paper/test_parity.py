@@ -136,7 +136,8 @@ def error(ours, theirs):
     ("name", "build"),
     [
         ("paper", paper), pytest.param("original", original, marks=pytest.mark.slow),
-        pytest.param("caffe", caffe, marks=pytest.mark.slow), ("torchvision", torchvision),
+        pytest.param("caffe", caffe, marks=pytest.mark.slow),
+        pytest.param("torchvision", torchvision, marks=pytest.mark.slow),  # its outputs: networks/test_weights.py
     ],
 )  # fmt: skip
 def test_outputs_and_gradients_of_every_layer_equal_pytorchs(name, build):
