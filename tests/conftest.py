@@ -39,7 +39,7 @@ from alexnet_jax.data import datasets
 from alexnet_jax.paper.layers import dropout, lrn, pool, relu
 from alexnet_jax.paper.table import Conv, Dense
 
-settings.register_profile("default", max_examples=15, deadline=None, derandomize=True)
+settings.register_profile("default", max_examples=10, deadline=None, derandomize=True)
 settings.register_profile("with the slow tests", settings.get_profile("default"), max_examples=30)
 
 ROOT = Path(__file__).parents[1]

@@ -128,12 +128,12 @@ def test_what_can_be_no_name_of_a_file_is_one_line(tmp_path, name):
 
 ODD = {
     "many names, and one of them twice": lambda: (
-        '{"more": {' + ", ".join(f'"{n}": 0' for n in [*range(200_000), 7]) + "}}"
+        '{"more": {' + ", ".join(f'"{n}": 0' for n in [*range(5_000), 7]) + "}}"
     ),
     "a long name there twice": lambda: '{"more": {' + f'"{"x" * 10**6}": 0, "{"x" * 10**6}": 0' + "}}",
-    "a long name of a long list": lambda: '{"more": {"' + "x" * 10**6 + '": [' + "0, " * 10**5 + '"\\ud800"]}}',
+    "a long name of a long list": lambda: '{"more": {"' + "x" * 10**6 + '": [' + "0, " * 5000 + '"\\ud800"]}}',
     "a long text before what is deep": lambda: (
-        '{"more": {"a": "' + "x\\n" * 10**6 + '", "b": ' + "[" * 10**5 + "]" * 10**5 + "}}"
+        '{"more": {"a": "' + "x\\n" * 10**5 + '", "b": ' + "[" * 10**5 + "]" * 10**5 + "}}"
     ),
     "lines in a name": lambda: '{"more": {"a\\nb\\u001b[31m": NaN}}',
 }  # fmt: skip
@@ -144,7 +144,7 @@ def test_what_is_odd_and_long_is_refused_soon_in_a_short_line(tmp_path, kind):
     text, file = ODD[kind](), tmp_path / "a.json"
     file.write_text(text)
     began = time.process_time()
-    with taking_at_most(200e6), pytest.raises(InputError) as error:
+    with taking_at_most(20e6), pytest.raises(InputError) as error:
         read_json(file, Form)
     assert time.process_time() - began < 20
     assert len(str(error.value)) < 1000
