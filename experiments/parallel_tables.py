@@ -48,9 +48,9 @@ def exchange_precision() -> str:
     return (
         f"In the default run over {values['devices_of_runs']} devices, {steps[-1]} steps, {len(runs['float32'])} "
         f"seeds, the training loss with gradients sent in bfloat16 differed by {max(map(abs, apart)):.4f} at most "
-        f"(means over the seeds, of a quarter of an epoch), where the seeds' standard deviation is {statistics.mean(noise):.4f}; "
-        f"the validation loss was {found['bfloat16']} against {found['float32']} nats, a difference of "
-        f"{nll.text(1, '+.4f')} (95 % interval), {nll.verdict()}; {where(values)}."
+        f"(means over the seeds, of a quarter of an epoch), where the seeds' standard deviation is "
+        f"{statistics.mean(noise):.4f}; the validation loss was {found['bfloat16']} against {found['float32']} "
+        f"nats, a difference of {nll.text(1, '+.4f')} (95 % interval), {nll.verdict()}; {where(values)}."
     )
 
 
