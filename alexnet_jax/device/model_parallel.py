@@ -49,8 +49,9 @@ def divided_layers(layers: Layers, devices: int, *, columns: bool) -> dict[str, 
     last = [*table][-1]
     found = {}
     for name, layer in table.items():
-        if columns and (isinstance(layer, Local) or getattr(layer, "groups", 1) > 2):
-            what = "is locally connected" if isinstance(layer, Local) else f"has {layer.groups} groups"
+        groups = layer.groups if isinstance(layer, Conv) else 1
+        if columns and (isinstance(layer, Local) or groups > 2):
+            what = "is locally connected" if isinstance(layer, Local) else f"has {groups} groups"
             raise InputError(f"{flag}: {name} {what}; convolutions of 1 or 2 groups can be in two columns")
         if not columns and not isinstance(layer, Dense):
             continue
@@ -67,7 +68,7 @@ def sharding_of(divided: dict[str, int], mesh: Mesh) -> Callable[[Sequence[Any],
     """
 
     def sharding(path: Sequence[Any], leaf: Any) -> NamedSharding:
-        keys = [getattr(key, "key", None) for key in path[-2:]]
+        keys: list[Any] = [getattr(key, "key", None) for key in path[-2:]]
         features, shape = divided.get(keys[0]) if len(keys) == 2 else None, np.shape(leaf)
         is_divided = features is not None and keys[1] in ("kernel", "bias") and shape[-1:] == (features,)
         return NamedSharding(mesh, by_features(len(shape)) if is_divided else WHOLE)
@@ -149,7 +150,7 @@ class _Exchange:
         keys = BY_IMAGES  # one an image
         return _exchanged(layer, of(layer.operation, WHOLE), of(layer.add_bias, WHOLE), lambda step: of(step, keys))
 
-    def by_columns(self, layer: Conv | Dense, operation: Callable) -> Conv | Dense:
+    def by_columns(self, layer: Conv | Local | Dense, operation: Callable) -> Conv | Local | Dense:
         """Each device has its features of all images. operation: the layer's own, so divided."""
 
         @_as(layer.add_bias)
@@ -176,7 +177,7 @@ class _Exchange:
 
         return mapped
 
-    def whole(self, layer: Dense) -> Dense:
+    def whole(self, layer: Conv | Local | Dense) -> Conv | Local | Dense:
         """Each device does the same."""
 
         @_as(layer.operation)

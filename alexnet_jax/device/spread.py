@@ -99,8 +99,10 @@ class ModelParallel(Spread):
 
     def augmentation(self, augment: Augment) -> Augment:
         """In columns, each device does it for all."""
-        specs = Draws(WHOLE, self.of_batch, WHOLE), self.of_batch
-        return jax.shard_map(augment, mesh=self.mesh, in_specs=specs, out_specs=self.of_batch, check_vma=False)
+        whole: Any = WHOLE
+        images: Any = self.of_batch
+        specs = Draws(whole, images, whole), images
+        return jax.shard_map(augment, mesh=self.mesh, in_specs=specs, out_specs=images, check_vma=False)
 
     def put(self, tree: PyTree) -> PyTree:
         """From whole arrays on each host."""

@@ -21,7 +21,7 @@ from alexnet_jax.paper.train_step import make_train_step
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 DEVICES, IMAGES, STEPS, SEEDS = jax.devices(), 8, 10, 5
-WAYS = {"dense, 2": (2, "dense_parallel"), "dense, 4": (4, "dense_parallel"), "columns": (2, "columns_parallel")}
+WAYS = {"dense, 4": (4, "dense_parallel"), "dense, 2": (2, "dense_parallel"), "columns": (2, "columns_parallel")}
 # Layer 2 reads the maps of its own half, layer 3 those of both, as conv2 and conv3 of the paper.
 LAYERS = (
     *TINY[:2],
@@ -71,7 +71,7 @@ def trained(layers, spread, dtype, rule):
     optimizer = optax.chain(keeping_gradients(), rule)
     step = make_train_step(
         on_all, optimizer, spread.augmentation(augment), axis_name=spread.axis,
-        metrics={"norm": lambda seen: optax.global_norm(seen.gradients)},
+        metrics={"norm": lambda seen: sum(jnp.sum(jnp.abs(of)) for of in jax.tree.leaves(seen.gradients))},
     )  # fmt: skip
     compiled = spread.step(step)
     init = jax.jit(lambda key: init_params(AlexNet(layers), key, CROP))
@@ -115,7 +115,7 @@ PAPERS = papers_rule(0.002)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["dense, 4", pytest.param("dense, 2", marks=pytest.mark.slow), "columns"])
 def test_loss_gradients_and_ten_updates_are_those_of_one_device(way, dtype, tolerance):
     with jax.enable_x64(dtype == "float64"):
         on_all = trained(LAYERS, spread(way), jnp.dtype(dtype), PAPERS)
@@ -123,7 +123,7 @@ def test_loss_gradients_and_ten_updates_are_those_of_one_device(way, dtype, tole
             equal(on_all(seed), on_one(LAYERS, dtype, PAPERS)(seed), tolerance)
 
 
-@pytest.mark.parametrize("way", ["dense, 2", "columns"])
+@pytest.mark.parametrize("way", ["dense, 2", pytest.param("columns", marks=pytest.mark.slow)])
 def test_any_step_optimizer_and_number_of_classes(way):
     on_all = trained(ODD, spread(way, ODD), jnp.dtype("float32"), LARS)
     equal(on_all(0), on_one(ODD, "float32", LARS)(0), 1e-5)
