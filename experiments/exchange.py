@@ -1,8 +1,9 @@
 """What devices send each other in a training step, by the way in which it is divided between them; and what gradients
 that are sent in bfloat16 do to the loss.
 
-  python experiments/exchange.py                 ten minutes on two cores
-  python experiments/exchange.py --target=v5e    two minutes; needs jax[tpu]: which exchanges run beside computing
+  python experiments/exchange.py                 five minutes on two cores: the bytes
+  python experiments/exchange.py --losses        five minutes: the losses
+  python experiments/exchange.py --target=v5e    ten minutes; needs jax[tpu]: which exchanges run beside computing
 
 Expected: with the dense layers in columns, a tenth of data parallelism's bytes or less at 128 images a device, and the
 more the more devices; in bfloat16 half. Bytes are counted in the programs that XLA compiled, as a ring of devices sends
@@ -109,6 +110,7 @@ def losses(config: Config) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--losses", action="store_true")
     parser.add_argument("--target", default="", choices=("", "v5e"))
     parser.add_argument("--text", default="", help="a folder for the programs' texts")
     arguments = parser.parse_args()
@@ -127,6 +129,19 @@ def main() -> None:
         return
 
     jax.config.update("jax_num_cpu_devices", 8)
+    if arguments.losses:
+        of_run = functools.partial(
+            dataclasses.replace, PRESETS["demo"], epochs=1.0, learning_rate_drops=(), log_every="0.25epochs"
+        )
+        runs = []
+        for seed in SEEDS:
+            for precision in ("float32", "bfloat16"):
+                found = losses(of_run(seed=seed, exchange_precision=precision))
+                runs.append({"seed": seed, "exchange_precision": precision, **found})
+                print(runs[-1], flush=True)
+        save("exchange_precision", device="cpu", devices_of_runs=DEVICES, runs=runs)
+        return
+
     sent = []
     for number in (2, 4, 8):
         for way, flags in WAYS.items():
@@ -136,16 +151,7 @@ def main() -> None:
             kinds = exchanged(PAPER, jax.devices()[:number], 128 * number, config)
             sent.append({"devices": number, "way": way, "sent": kinds})
             print(sent[-1], sum(kinds.values()) / 1e6, flush=True)
-    runs = []
-    of_run = functools.partial(
-        dataclasses.replace, PRESETS["demo"], epochs=1.0, learning_rate_drops=(), log_every="0.25epochs"
-    )
-    for seed in SEEDS:
-        for precision in ("float32", "bfloat16"):
-            runs.append({"seed": seed, "exchange_precision": precision,
-                         **losses(of_run(seed=seed, exchange_precision=precision))})  # fmt: skip
-            print(runs[-1], flush=True)
-    save("exchange", device="cpu", batch_a_device=128, sent=sent, devices_of_runs=DEVICES, runs=runs)
+    save("exchange", device="cpu", batch_a_device=128, sent=sent)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def exchange() -> str:
 
 
 def exchange_precision() -> str:
-    values = log("exchange")
+    values = log("exchange_precision")
     runs = {
         name: [run for run in values["runs"] if run["exchange_precision"] == name] for name in ("float32", "bfloat16")
     }
