@@ -10,6 +10,10 @@ more the more devices; in bfloat16 half. Bytes are counted in the programs that 
 them. The losses in both precisions differ by far less than those of two seeds.
 """
 
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also where TPUs are compiled for
+
 import argparse
 import dataclasses
 import functools
