@@ -127,7 +127,7 @@ def main() -> None:
             text = program(PAPER, devices, 4 * 128, dataclasses.replace(PRESETS["paper"], **flags)).compile().as_text()
             if arguments.text:
                 Path(arguments.text, f"{arguments.target} {way}.txt").write_text(text)
-            found[way] = {**overlap(text), "sent": bytes_sent(text, 4)}
+            found[way] = overlap(text)
             print(way, json.dumps(found[way]), flush=True)
         save(f"exchange_{arguments.target}", devices=f"4 × {devices[0].device_kind}", batch_a_device=128, ways=found)
         return

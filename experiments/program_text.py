@@ -30,7 +30,7 @@ SENT = {
 def exchanges(text: str) -> list[tuple[str, int]]:
     """(kind, bytes of the result) of each exchange between devices in an optimised program."""
     kinds = "|".join(SENT)
-    found = re.findall(rf"= (\([^)]*\)|\S+) ({kinds})(?:-start)?\(", text)
+    found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text)
     return [(kind, bytes_of(shape)) for shape, kind in found]
 
 
