@@ -126,7 +126,9 @@ def in_steps(interval: int | str, steps_per_epoch: Fraction) -> Fraction:
 
 CACHES, PRECISIONS = ("none", "device"), ("float32", "bfloat16")
 MATMUL_PRECISIONS = ("default", "high", "highest")
-_CHOICES = {"cache": CACHES, "precision": PRECISIONS, "matmul_precision": MATMUL_PRECISIONS}
+_CHOICES = {
+    "cache": CACHES, "precision": PRECISIONS, "matmul_precision": MATMUL_PRECISIONS, "exchange_precision": PRECISIONS,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +160,17 @@ class Config:
         "default", "of convolutions and products in float32. default: what the device is fastest in, bfloat16 on TPUs, "
         "TF32 on GPUs since Ampere; high: in three passes of bfloat16 on TPUs, TF32 on GPUs; highest: float32"
     )  # fmt: skip
+    dense_parallel: bool = option(
+        False, "each device holds its columns of the dense layers, rather than all of them; the results are the same, "
+        "and less is sent (docs/parallel.md)", decides=False,
+    )  # fmt: skip
+    columns_parallel: bool = option(
+        False, "each of two devices holds half of every layer and sees the whole batch (§3.2); the results are the "
+        "same", decides=False,
+    )  # fmt: skip
+    exchange_precision: str = option(
+        "float32", "of the gradients that devices send each other, float32 or bfloat16; they are added in float32"
+    )
     batch_size: int = option(128, "images a step, over all devices together (§5)", minimum=1)
     epochs: float = option(90.0, "times through the training set; a fraction is possible", above=0)
     learning_rate: float = option(0.01, "the first learning rate (§5)", above=0, maximum=LARGEST_FACTOR)
@@ -227,6 +240,11 @@ class Config:
         check_bounds(self)
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
+        parallel = [f"--{name}" for name in ("dense_parallel", "columns_parallel") if getattr(self, name)]
+        if len(parallel) > 1:
+            raise InputError("--dense_parallel: cannot be with --columns_parallel; give one of the two")
+        if parallel and self.exchange_precision != "float32":
+            raise InputError(f"--exchange_precision={self.exchange_precision}: cannot be with {parallel[0]}")
         for name in ("log_every", "evaluate_every", "checkpoint_every"):
             try:
                 in_steps(getattr(self, name), Fraction(1))

@@ -18,6 +18,7 @@ from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.data.input_pipeline import Batch
 from alexnet_jax.device import parallel
+from alexnet_jax.device.spread import Spread
 from alexnet_jax.files import check_text
 from alexnet_jax.paper.evaluate import Errors
 from alexnet_jax.paper.optim import plateau_after, plateaus
@@ -69,7 +70,7 @@ def fit(
         errors, params, best_step = _loop(run)
         if parallel.is_first_host():
             result = {"steps": run.intervals.last, "best_checkpoint": best_step, "seed": config.seed,
-                      "device": named_devices(run.devices)}  # fmt: skip
+                      "device": named_devices(run.spread.devices)}  # fmt: skip
             report.write(workdir, dataset, run.net, params, run.logits, errors, result)
         return errors
 
@@ -85,10 +86,10 @@ def _loop(run: Run) -> tuple[Errors, PyTree, int | None]:
         stack.callback(checkpoints.close)
         stack.callback(log.close)
         if first_step == intervals.last:  # it had ended already
-            return run.validate(state.params)[0], jax.device_get(state.params), checkpoints.best_step()
+            return run.validate(state.params)[0], parallel.on_host(state.params), checkpoints.best_step()
         stop_requested = stack.enter_context(stop_requests(checkpoints))
         train_step, batches = with_input(
-            run.step, run.config, run.dataset, run.devices, range(first_step, intervals.last)
+            run.step, run.config, run.dataset, run.spread, range(first_step, intervals.last)
         )
         for step, batch in enumerate(run.sent(batches), start=first_step + 1):
             state, metrics = train_step(state, batch)
@@ -119,7 +120,7 @@ def _loop(run: Run) -> tuple[Errors, PyTree, int | None]:
                     say(f"stopped; the same command continues from step {step} of {intervals.last}")
                 raise KeyboardInterrupt
         assert errors  # of the last step
-        return errors, jax.device_get(state.params), checkpoints.best_step()
+        return errors, parallel.on_host(state.params), checkpoints.best_step()
 
 
 def _start(run: Run, checkpoints: Checkpoints, table: Written) -> tuple[TrainState, int, StepMetrics, float]:
@@ -133,7 +134,7 @@ def _start(run: Run, checkpoints: Checkpoints, table: Written) -> tuple[TrainSta
     parallel.check_same("the checkpoint that they found", str(first_step))
     if first_step and parallel.is_first_host():
         say(f"continuing from the checkpoint of step {first_step} of {last} in {run.workdir}")
-    return parallel.replicate(state, run.devices), first_step, StepMetrics(kept.get("sums")), kept.get("lowest", 2.0)
+    return run.spread.put(state), first_step, StepMetrics(kept.get("sums")), kept.get("lowest", 2.0)
 
 
 def _log(run: Run, first_step: int) -> RunLog:
@@ -177,20 +178,20 @@ def _all_finite(tree: PyTree) -> Array:
 
 
 def with_input(
-    step: Callable, config: Config, dataset: Dataset, devices: Sequence[jax.Device], steps: range
+    step: Callable, config: Config, dataset: Dataset, spread: Spread, steps: range
 ) -> tuple[Callable, Iterator]:
     """The training step, compiled for all devices, and the batches of these steps as it takes them: images, or with
     --cache=device the numbers of images that lie there.
     """
-    rows = parallel.own_rows(config.batch_size, devices)
+    rows = spread.rows(config.batch_size)
     if config.cache == "none":
         batches = input_pipeline.training_batches(dataset, config.batch_size, config.seed, steps, rows)
-        return parallel.pmap_step(step, devices, donate_state=True), batches
-    cache = parallel.replicate(input_pipeline.whole_split(dataset, "train"), devices)
+        return spread.step(step, donate_state=True), batches
+    cache = spread.put(input_pipeline.whole_split(dataset, "train"))
 
     def gather_and_step(state: TrainState, indices: Array, cache: Batch) -> tuple[TrainState, dict[str, Array]]:
         return step(state, jax.tree.map(lambda images: images[indices], cache))
 
-    cached_step = parallel.pmap_step(gather_and_step, devices, donate_state=True, shared=1)
+    cached_step = spread.step(gather_and_step, donate_state=True, shared=1)
     indices = input_pipeline.training_indices(dataset, config.batch_size, config.seed, steps, rows)
     return lambda state, numbers: cached_step(state, numbers, cache), indices

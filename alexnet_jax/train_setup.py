@@ -17,6 +17,7 @@ from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.data.input_pipeline import Batch, with_timeout
 from alexnet_jax.device import parallel
+from alexnet_jax.device.spread import Spread, spread_over
 from alexnet_jax.device.tuned import missing_forms, tuned, tuned_augmentation
 from alexnet_jax.device.xla import kept
 from alexnet_jax.networks import transfer
@@ -87,7 +88,7 @@ class Run:
 
     config: Config
     workdir: Path
-    devices: Sequence[jax.Device]
+    spread: Spread
     dataset: Dataset
     net: AlexNet
     origin: transfer.Origin
@@ -102,12 +103,12 @@ class Run:
     @property
     def rows(self) -> range:
         """Of each batch, those of this host."""
-        return parallel.own_rows(self.config.batch_size, self.devices)
+        return self.spread.rows(self.config.batch_size)
 
     def sent(self, batches: Iterator) -> Iterator:
         """To the devices, ahead of their use; with an error where they do not come."""
         timely = with_timeout(batches, self.config.stall_timeout, str(self.dataset.path))
-        return parallel.shard_ahead(timely, self.devices)
+        return self.spread.sent(timely)
 
     def validate(self, params: PyTree) -> tuple[Errors, dict[str, float]]:
         """On the whole validation split."""
@@ -135,6 +136,7 @@ def set_up(
             f"--frozen_layers={','.join(config.frozen_layers)}: is of the paper's rule, not of another one"
         )
     parameters = _check(layers, dataset, config, devices)
+    spread = spread_over(devices, layers, config)
     own = tuple(name for name, of in (("optimizer", optimizer), ("augment", augment)) if of is not None)
     net = configured_network(tuned(layers, devices), config)
     origin = transfer.find_origin(config, workdir, net, dataset)
@@ -151,13 +153,16 @@ def set_up(
         augment = kept(augment, devices)
     else:
         augment = tuned_augmentation(config, dataset.statistics, float(steps_per_epoch), devices)
-    axis = parallel.axis_of(devices)
-    step = make_train_step(net, optimizer, augment, seed=config.seed, axis_name=axis, metrics=metrics.of_step)
-    logits = make_logits(net.apply, mean_image, config.crop_size)
-    evaluation_step = make_evaluation_step(logits, axis_name=axis, metrics=metrics.of_evaluation)
+    on_all = net.clone(layers=spread.layers(net.layers))
+    step = make_train_step(
+        on_all, optimizer, spread.augmentation(augment), seed=config.seed, axis_name=spread.axis,
+        mean_gradients=spread.mean_gradients, metrics=metrics.of_step,
+    )  # fmt: skip
+    logits, logits_on_all = (make_logits(of.apply, mean_image, config.crop_size) for of in (net, on_all))
+    evaluation_step = make_evaluation_step(logits_on_all, axis_name=spread.axis, metrics=metrics.of_evaluation)
     return Run(
-        config, workdir, devices, dataset, net, origin, optimizer, rate, step, logits,
-        parallel.pmap_step(evaluation_step, devices), steps_per_epoch, Intervals.of(config, steps_per_epoch),
+        config, workdir, spread, dataset, net, origin, optimizer, rate, step, logits,
+        spread.step(evaluation_step), steps_per_epoch, Intervals.of(config, steps_per_epoch),
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from training import configured_step
 
 from alexnet_jax import ARCHITECTURES, Config, Dataset, open_dataset, with_classes
 from alexnet_jax.device import parallel
+from alexnet_jax.device.spread import Spread
 from alexnet_jax.paper.architectures import CAFFE_IMAGE_SIZE
 from alexnet_jax.paper.table import Layers
 from alexnet_jax.train import with_input
@@ -35,7 +36,7 @@ def training(
 ) -> Iterator:
     """Does one training step each time it is asked for one; gives the step's metrics."""
     step, state = configured_step(layers, config, dataset, devices)
-    mapped, read_batches = with_input(step, config, dataset, devices, range(10**6))
+    mapped, read_batches = with_input(step, config, dataset, Spread(devices), range(10**6))
     batches = parallel.shard_ahead(read_batches, devices)
     if synthetic:
         batches = itertools.repeat(next(batches))

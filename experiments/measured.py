@@ -16,6 +16,8 @@ TRAINING = (*PAPER, "alexnet_jax/paper/augment.py", "alexnet_jax/data/input_pipe
             "alexnet_jax/train_setup.py")  # fmt: skip
 CIFAR = (*TRAINING, "experiments/cifar.py", "experiments/training.py")
 SPEED = (*PAPER, *(f"alexnet_jax/device/{name}.py" for name in ("forms", "tuned", "onednn", "xla")))
+PARALLEL = (*PAPER, *(f"alexnet_jax/device/{name}.py" for name in ("parallel", "spread", "model_parallel")),
+            "experiments/program_text.py")  # fmt: skip
 READING = tuple(
     f"alexnet_jax/data/{name}.py" for name in ("input_pipeline", "datasets", "images", "shards", "preprocessing")
 )
@@ -69,7 +71,8 @@ MEASURED: dict[str, tuple[str, ...]] = {  # by experiment; its own file counts a
     "startup": (*SPEED, "alexnet_jax/train.py"),
     "table2": (*TRAINING, "alexnet_jax/networks/transfer.py", "alexnet_jax/networks/ensemble.py"),
     "throughput": (*SPEED, "experiments/contenders.py"),
-    "two_gpus": PAPER,
+    "exchange": PARALLEL,
+    "two_gpus": PARALLEL,
 }
 
 

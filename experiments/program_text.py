@@ -17,6 +17,31 @@ def bytes_of(shape: str) -> int:
     )
 
 
+# What each of n devices sends at the least (in a ring), as multiples of the bytes of its result.
+SENT = {
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: n - 1,
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1,
+}
+
+
+def exchanges(text: str) -> list[tuple[str, int]]:
+    """(kind, bytes of the result) of each exchange between devices in an optimised program."""
+    kinds = "|".join(SENT)
+    found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text)
+    return [(kind, bytes_of(shape)) for shape, kind in found]
+
+
+def bytes_sent(text: str, devices: int) -> dict[str, int]:
+    """By each device, by kind of exchange, in an optimised program for so many."""
+    found: dict[str, int] = {}
+    for kind, size in exchanges(text):
+        found[kind] = found.get(kind, 0) + round(size * SENT[kind](devices))
+    return found
+
+
 def traffic(text: str) -> list[tuple[int, str, str]]:
     """(bytes read and written, instruction, the operation that it comes from) of each kernel of an optimised program.
 

@@ -17,6 +17,7 @@ import package_size
 from cifar_tables import draw, figure1, lrn_on_cifar10, overfitting_and_cures
 from claims_tables import claims, every_claim
 from intervals import difference
+from parallel_tables import exchange, exchange_overlap, exchange_precision
 from photo_tables import (
     ablations,
     fine_tuning,
@@ -192,7 +193,8 @@ TABLES = {
         first_runs, first_steps, two_gpus, kills, promises, precision, jpeg_decoders, prediction_speed,
         prepare_speed, input_speed, feeding, imagenet_plan, throughput, throughput_costs, compiled, breakdown,
         startup, figure1, lrn_on_cifar10, overfitting_and_cures, ablations, specialisation, table2,
-        small_claims, kernels_and_neighbors, imagenette, fine_tuning, claims, every_claim,
+        small_claims, kernels_and_neighbors, imagenette, fine_tuning, claims, every_claim, exchange,
+        exchange_precision, exchange_overlap,
     )
 }  # fmt: skip
 

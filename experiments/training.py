@@ -28,6 +28,7 @@ from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.images import ENCODINGS
 from alexnet_jax.data.shards import Records
 from alexnet_jax.device import parallel
+from alexnet_jax.device.spread import Spread
 from alexnet_jax.device.tuned import tuned, tuned_augmentation
 from alexnet_jax.files import write_whole
 from alexnet_jax.networks.ensemble import answers_of, outcomes
@@ -117,7 +118,7 @@ class Run:
     def epochs(self, until: float, every: float) -> Iterator[float]:
         """Trains to the epoch `until`, and stops every `every` epochs for the caller to look."""
         total = round(until * self.steps_per_epoch)
-        step_on_all, indices = with_input(self._step, self.config, self.dataset, self.devices, range(total))
+        step_on_all, indices = with_input(self._step, self.config, self.dataset, Spread(self.devices), range(total))
         looks = {round(number * every * self.steps_per_epoch) for number in range(1, round(until / every))} | {total}
         before = None
         for step, batch in enumerate(parallel.shard_ahead(indices, self.devices), start=1):

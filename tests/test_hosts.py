@@ -18,6 +18,7 @@ from conftest import TINY, small_config, without_compilation_cache
 from alexnet_jax import open_dataset, train
 from alexnet_jax.config import InputError
 from alexnet_jax.device import onednn, parallel
+from alexnet_jax.networks.loading import load
 from alexnet_jax.runs.workdir import held
 
 PROGRAM = """
@@ -38,10 +39,10 @@ GLOO = {"Gloo", "Rank", "is", "connected", "to", "peer", "ranks", "Expected", "n
 LONG = ["--epochs=3000", "--checkpoint_every=5", "--evaluate_every=1000"]
 
 
-def start(workdir, prepared, *flags, processes=1, last=(), come=None, **variables):
+def start(workdir, prepared, *flags, processes=1, last=(), come=None, devices=2, **variables):
     """The processes of a run; `last`: flags that only the last of them has. come: those that do, by default all."""
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    environment = {**os.environ, **devices, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true", **variables}
+    devices_of_each = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = {**os.environ, **devices_of_each, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true", **variables}
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -108,6 +109,23 @@ def test_two_processes_give_the_loss_curve_of_one(quickly_compiled, undrawn, tmp
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
     assert two["device"] == one["device"] == "4 × cpu"
     assert (two["examples"], two["top1_error"]) == (23, one["top1_error"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flag", "devices"), [("--dense_parallel", 2), ("--columns_parallel", 1)])
+def test_two_processes_that_hold_columns_give_the_parameters_of_one(undrawn, tmp_path, prepared, flag, devices):
+    flags = ["--epochs=4", "--plateau_patience=1", "--learning_rate_drops=", "--evaluate_every=3", flag]
+    found = ends(start(tmp_path / "two", prepared, *flags, processes=2, devices=devices))
+    assert [code for code, _, _ in found] == [0, 0], found
+    config = small_config(log_every=1, plateau_patience=1, evaluate_every=3)
+    train.fit(TINY, open_dataset(prepared), config, tmp_path / "one", devices=jax.devices()[:1])
+    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
+    np.testing.assert_allclose([line["loss"] for line in two], [line["loss"] for line in one], rtol=1e-4)
+    assert [line["learning_rate"] for line in two] == [line["learning_rate"] for line in one]
+    assert two[-1]["learning_rate"] < 0.002
+    params = (jax.tree.leaves(load(tmp_path / name).params) for name in ("one", "two"))
+    for of_one, of_two in zip(*params, strict=True):
+        assert np.linalg.norm(of_one - of_two) <= 1e-4 * np.linalg.norm(of_one)
 
 
 def the_line(found):
@@ -288,6 +306,13 @@ def test_processes_with_other_settings_are_refused(tmp_path, prepared):
     assert found[1][0] == 2
     assert "seed was 0, is 3" in found[1][2]
     the_line(found[:1])
+
+
+@pytest.mark.slow
+def test_where_one_process_alone_holds_columns_all_are_refused(tmp_path, prepared):
+    found = ends(start(tmp_path, prepared, "--epochs=4", processes=2, last=["--dense_parallel"]), timeout=100)
+    assert [code for code, _, _ in found] == [2, 2], found
+    assert all("error: the processes differ in their flags" in err for _, _, err in found)
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,11 @@ def shard(batch: PyTree, devices: Sequence[jax.Device]) -> PyTree:
 
 def shard_ahead(batches: Iterable[PyTree], devices: Sequence[jax.Device]) -> Iterator[PyTree]:
     """Each batch as `shard` gives it, sent before the one ahead of it is used: so the devices do not wait for it."""
-    sent = (shard(batch, devices) for batch in batches)
+    return ahead(shard(batch, devices) for batch in batches)
+
+
+def ahead(sent: Iterable[PyTree]) -> Iterator[PyTree]:
+    """The same, each made before the one ahead of it is used."""
     for batch, _ in itertools.pairwise(itertools.chain(sent, [None])):
         yield batch
 
@@ -207,6 +211,16 @@ def shard_ahead(batches: Iterable[PyTree], devices: Sequence[jax.Device]) -> Ite
 def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     """The same arrays whole on every device of this host."""
     return jax.device_put(tree, _sharding(_own(devices)))
+
+
+def on_host(tree: PyTree) -> PyTree:
+    """Whole, as numpy has it. Where parts are on other hosts, all must call this."""
+
+    def whole(leaf: Any) -> Any:
+        is_here = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
+        return leaf if is_here else multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
 
 
 def free_memory(devices: Sequence[jax.Device]) -> float:

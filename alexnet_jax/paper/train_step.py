@@ -79,6 +79,7 @@ def make_train_step(
     *,
     seed: int = 0,
     axis_name: str | None = None,
+    mean_gradients: Callable[[PyTree, str], PyTree] = lax.pmean,
     metrics: Mapping[str, Callable[[Seen], Array]] | None = None,
 ) -> Callable[[TrainState, tuple], tuple[TrainState, dict[str, Array]]]:
     """The step (state, (images, labels)) → (state, {"loss", "top1_error", …}), to be compiled.
@@ -89,6 +90,7 @@ def make_train_step(
     Args:
       axis_name: of the devices over which a `pmap` or `shard_map` around it divides the batch, in order; None where
         there is none, as under `jit`, whatever the mesh.
+      mean_gradients: of them, over the devices of that axis.
       metrics: more numbers, of what the step has seen, averaged over the devices.
 
     The step raises ValueError for a metric that is not one number.
@@ -116,12 +118,12 @@ def make_train_step(
         if axis_name is not None:  # so that the gradients are this device's own, for `mean`
             params = jax.tree.map(functools.partial(lax.pcast, axis_name=axis_name, to="varying"), params)
         (value, logits), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        gradients, value = mean((gradients, value))
+        gradients = gradients if axis_name is None else mean_gradients(gradients, axis_name)
         seen = Seen(state.params, gradients, logits, labels)
         more = {name: _number(name, metric(seen)) for name, metric in (metrics or {}).items()}
         wrong = logits.argmax(-1).astype(labels.dtype) != labels
-        found = {"loss": value, **mean({"top1_error": jnp.mean(wrong), **more})}
-        updates, opt_state = update(gradients, state.opt_state, state.params, value=value)
+        found = mean({"loss": value, "top1_error": jnp.mean(wrong), **more})
+        updates, opt_state = update(gradients, state.opt_state, state.params, value=found["loss"])
         params = optax.apply_updates(state.params, updates)
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), found
 

@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from alexnet_jax.config import InputError
+from alexnet_jax.device import parallel
 from alexnet_jax.paper.written import Written
 
 
 def on_host(state: PyTree) -> PyTree:
     """As it is saved."""
-    return jax.tree.map(np.asarray, jax.device_get(jax.tree.map(_numbers, state)))
+    return jax.tree.map(np.asarray, parallel.on_host(jax.tree.map(_numbers, state)))
 
 
 def _is_key(leaf: Any) -> bool:
