@@ -43,6 +43,7 @@ MEASURED: dict[str, tuple[str, ...]] = {  # by experiment; its own file counts a
         "alexnet_jax/train_setup.py",
         *(f"alexnet_jax/runs/{name}.py" for name in ("checkpoint", "states", "stopping", "workdir", "log")),
     ),
+    "large_batches": CIFAR,
     "lrn_cifar10": CIFAR,
     "mutations": (
         "experiments/changed_fields.py",
