@@ -89,6 +89,8 @@ def _remove() -> None:
         subprocess.run(["ip", "netns", "delete", folder.name], capture_output=True)
         subprocess.run(["ip", "link", "delete", folder.name], capture_output=True)
         shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # a process in it has not quite ended
+            _group(folder.name).rmdir()
     subprocess.run(["ip", "link", "delete", NAME], capture_output=True)
 
 
