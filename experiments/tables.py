@@ -17,6 +17,7 @@ import package_size
 from cifar_tables import draw, figure1, lrn_on_cifar10, overfitting_and_cures
 from claims_tables import claims, every_claim
 from intervals import difference
+from parallel_tables import large_batches, scaling, scaling_model
 from photo_tables import ablations, fine_tuning, kernels_and_neighbors, small_claims, specialisation, table2
 from record import READ, log, mean_and_std, table, where
 from speed_tables import (
@@ -184,7 +185,7 @@ TABLES = {
         first_runs, first_steps, two_gpus, kills, promises, precision, jpeg_decoders, prediction_speed,
         prepare_speed, input_speed, feeding, imagenet_plan, throughput, throughput_costs, compiled, breakdown,
         startup, figure1, lrn_on_cifar10, overfitting_and_cures, ablations, specialisation, table2,
-        small_claims, kernels_and_neighbors, fine_tuning, claims, every_claim,
+        small_claims, kernels_and_neighbors, fine_tuning, claims, every_claim, scaling, scaling_model, large_batches,
     )
 }  # fmt: skip
 
