@@ -42,21 +42,24 @@ MACHINES = (
 
 
 def bytes_sent(kind: str, devices: int, *, batch: int = BATCH, width: int = 4) -> float:
-    """By each device in a step, of `batch` images a device, by kind of parallelism (of scaling.py). width: bytes of an
-    activation.
+    """By each device in a step, of `batch` images a device, by kind of parallelism (of scaling.py). width: bytes of a
+    number where computation has it; parameters, and so their gradients, have four.
 
     In a ring of n an all-gather or a reduce-scatter of an array passes on (n - 1)/n of the whole, and an all-reduce
     twice that. Data parallelism adds up all gradients. With dense layers divided those of the convolutions are added
-    up; the maps of conv5 and the outputs of fc6 and fc7 are gathered from all, and their gradients scattered; logits go
-    back to their images, and their gradients come. In two columns the inputs of conv3 are gathered as well, and no
-    gradients of parameters are sent.
+    up, as they are computed; the maps of conv5 and the outputs of fc6 and fc7 are gathered from all, and their gradients
+    scattered; logits go back to their images, and their gradients come. Where the devices do not divide the classes,
+    fc8 stays whole: its gradients are added up, and the outputs of fc7 go back to their images. In two columns the
+    inputs of conv3 are gathered as well, and no gradients of parameters are sent.
     """
     ring, images = (devices - 1) / devices, devices * batch
     if kind == "columns":
         return 2 * ring * width * images * (sum(MAPS.values()) + CLASSES / 2)
     if kind == "dense":
-        maps = MAPS["conv5"] + MAPS["fc6"] + MAPS["fc7"]
-        return 2 * ring * (4 * (PARAMETERS - OF_DENSE) + width * images * maps + width * batch * CLASSES)
+        whole, gathered, back = PARAMETERS - OF_DENSE, MAPS["conv5"] + MAPS["fc6"] + MAPS["fc7"], CLASSES
+        if CLASSES % devices:
+            whole, gathered, back = whole + LAYERS["fc8"].parameters, gathered - MAPS["fc7"], MAPS["fc7"]
+        return 2 * ring * width * (whole + images * gathered + batch * back)
     return 2 * ring * {"float32": 4, "bfloat16": 2}[kind] * PARAMETERS
 
 
