@@ -46,11 +46,11 @@ def bytes_sent(kind: str, devices: int, *, batch: int = BATCH, width: int = 4) -
     number where computation has it; parameters, and so their gradients, have four.
 
     In a ring of n an all-gather or a reduce-scatter of an array passes on (n - 1)/n of the whole, and an all-reduce
-    twice that. Data parallelism adds up all gradients. With dense layers divided those of the convolutions are added
-    up, as they are computed; the maps of conv5 and the outputs of fc6 and fc7 are gathered from all, and their gradients
-    scattered; logits go back to their images, and their gradients come. Where the devices do not divide the classes,
-    fc8 stays whole: its gradients are added up, and the outputs of fc7 go back to their images. In two columns the
-    inputs of conv3 are gathered as well, and no gradients of parameters are sent.
+    twice that. Data parallelism adds up all gradients. With dense layers divided only those of the convolutions are
+    added up; the maps of conv5 and the outputs of fc6 and fc7 are gathered from all, and their gradients scattered;
+    logits go back to their images, and their gradients come. Where the devices do not divide the classes, fc8 stays
+    whole: its gradients are added up, and the outputs of fc7 go back to their images. In two columns the inputs of
+    conv3 are gathered as well, and no gradients of parameters are sent.
     """
     ring, images = (devices - 1) / devices, devices * batch
     if kind == "columns":
