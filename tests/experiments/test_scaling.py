@@ -14,7 +14,7 @@ import scaling_model
 
 TEXT = """
   %all-reduce = (f32[10]{0}, f32[2,3]{1,0}) all-reduce(%a, %b), channel_id=1
-  %g = bf16[4,8]{1,0} all-gather(%c), channel_id=2
+  %g = u16[4,8]{1,0} all-gather(%c), channel_id=2
   ROOT %s = f32[3]{0} reduce-scatter(%d)
   %t = (f32[4]{0}, f32[4]{0}) all-to-all(%e, %f)
   %x = f32[3]{0} add(%all-gather.1, %all-reduce)
@@ -25,7 +25,7 @@ def test_the_exchanges_of_a_program_in_their_order():
     found = scaling.exchanges(TEXT)
     assert found == [
         ("all-reduce", [("f32", 10), ("f32", 6)]),
-        ("all-gather", [("bf16", 32)]),
+        ("all-gather", [("u16", 32)]),
         ("reduce-scatter", [("f32", 3)]),
         ("all-to-all", [("f32", 4), ("f32", 4)]),
     ]
