@@ -3,7 +3,7 @@
   python experiments/large_batches.py --dataset=CIFAR10 --workdir=DIR      25 minutes on one core
 
 CIFAR10: as cifar.py says. A fifth of the training images, 24 × 24 crops and reflections, three convolutions and a dense
-layer, 12 epochs, a tenth of the rate in the last quarter. The batch of 32 is the measure; 256 and 1,024 images a step
+layer, 6 epochs, a tenth of the rate in the last quarter. The batch of 32 is the measure; 256 and 1,024 images a step
 are trained for as many epochs, so in an 8th and a 32nd of the steps: with the rates as they are, by the two rules of
 `config.for_batch` (Krizhevsky 2014), and by LARS (You et al. 2017) with a warm-up of an epoch. The first two have no
 freedom. LARS has a rate of its own, and that of the first batch is not its measure: the best of RATES, by the error of
@@ -28,8 +28,8 @@ from alexnet_jax import Config, open_dataset
 from alexnet_jax.config import for_batch
 
 BASE = Config(
-    batch_size=32, epochs=12.0, learning_rate=0.001, learning_rate_drops=(9.0,), bias_learning_rate=0.002,
-    bias_learning_rate_drops=(9.0,), crop_size=24, crop_to_edge=True, color_scale=0.0,
+    batch_size=32, epochs=6.0, learning_rate=0.001, learning_rate_drops=(4.5,), bias_learning_rate=0.002,
+    bias_learning_rate_drops=(4.5,), crop_size=24, crop_to_edge=True, color_scale=0.0,
 )  # fmt: skip
 PART = 5  # one in so many training images
 BATCHES = (256, 1024)

@@ -127,13 +127,11 @@ def work(kind: str, number: int, host: int, workdir: Path) -> None:
         run = set_up(PAPER, open_dataset("shapes"), config, workdir, None, None, Metrics(), None, held)
         where = getattr(run, "spread", None)  # who holds what, where there is more than one way
         put = where.put if where else lambda state: parallel.replicate(state, run.devices)
-        mapped, batches = with_input(run.step, config, run.dataset, where or run.devices, range(1000))
+        step, batches = with_input(run.step, config, run.dataset, where or run.devices, range(1000))
         state, batch = put(init_state(run.net, run.optimizer)), next(run.sent(batches))
-        step = mapped.lower(state, batch).compile()
-        found = exchanges(step.as_text())
+        found = exchanges(step.lower(state, batch).compile().as_text())
         exchange, arrays = replay(found, parallel.all_devices())
-        alone = exchange.lower(arrays).compile()
-        assert sum(bytes_sent(exchanges(alone.as_text()), number).values()) == sum(bytes_sent(found, number).values())
+        assert bytes_sent(exchanges(exchange.lower(arrays).compile().as_text()), number) == bytes_sent(found, number)
         tell({"bytes_by_kind": bytes_sent(found, number), "exchanges": len(found)})
         for line in sys.stdin:
             start = time.perf_counter()
@@ -141,7 +139,7 @@ def work(kind: str, number: int, host: int, workdir: Path) -> None:
                 state, metrics = step(state, batch)
                 jax.block_until_ready(metrics)
             else:
-                jax.block_until_ready(alone(arrays))
+                jax.block_until_ready(exchange(arrays))
             tell({"seconds": time.perf_counter() - start})
 
 
