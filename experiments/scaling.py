@@ -52,7 +52,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 # Those that there are.
 KINDS = {name: of for name, of in KINDS.items() if of.keys() <= {field.name for field in dataclasses.fields(Config)}}
-EXCHANGES, STEPS = 5, 2
+EXCHANGES, STEPS = 5, 1
 
 # What one of n hosts sends in a ring, as multiples of the bytes of its result.
 SENT: dict[str, Callable[[int], float]] = {
