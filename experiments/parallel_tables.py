@@ -4,7 +4,7 @@ from typing import Any
 
 from intervals import difference
 from record import log, mean_and_std, table, where
-from scaling_model import MACHINES, bytes_sent, seconds_computing, speedup
+from scaling_model import BATCHES, MACHINES, bytes_sent, seconds_computing, speedup
 
 NAMES = {
     "float32": "data parallel, float32",
@@ -20,7 +20,7 @@ def scaling() -> str:
     alone = _mean(values["rows"][0]["step"])
     rows = []
     for row in values["rows"][1:]:
-        seconds, least = _mean(row["exchange"]), bytes_sent(row["kind"], row["hosts"], batch=values["batch_per_host"])
+        seconds, least = _mean(row["exchange"]), bytes_sent(row["kind"], row["hosts"], values["batch_per_host"])
         sent = (least, sum(row["bytes_by_kind"].values()), row["exchange"]["bytes_on_the_wire"])
         rows.append(
             [row["hosts"], NAMES[row["kind"]], f"{row['gigabits']:g} Gbit/s", *(f"{of / 1e6:.1f}" for of in sent),
@@ -55,13 +55,22 @@ def scaling_model() -> str:
     rows = []
     for machine in MACHINES:
         for kind in ("float32", "bfloat16", "dense"):
-            exchange, times = speedup(machine, kind)
-            rows.append(
-                [machine.name, NAMES[kind], f"{bytes_sent(kind, machine.devices, width=2) / 1e6:.0f}",
-                 f"{1e3 * exchange:.2f}", f"{1e3 * seconds_computing(machine):.2f}", f"{times:.1f}"]
-            )  # fmt: skip
-    header = ["machine", "how", "MB that each sends", "exchange, ms", "computation, ms", "times one device"]
+            row = [machine.name, NAMES[kind]]
+            for batch in BATCHES:
+                sent = bytes_sent(kind, machine.devices, batch, width=2)
+                exchange, times = speedup(machine, kind, batch)
+                milliseconds = (1e3 * exchange, 1e3 * seconds_computing(machine, batch))
+                row += [f"{sent / 1e6:.0f}", *map(_two_digits, milliseconds), _two_digits(times)]
+            rows.append(row)
+    header = ["machine", "how"]
+    for batch in BATCHES:
+        sent = f"{batch:,} images a device: MB that each sends"
+        header += [sent, "exchange, ms", "computation, ms", "times one device"]
     return table(header, rows)
+
+
+def _two_digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def large_batches() -> str:

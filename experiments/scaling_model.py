@@ -2,9 +2,8 @@
 
 Assumed: a device sends as fast as its link allows, in rings, and receives as much at the same time; nothing is hidden
 behind the computation, and no exchange has to wait for a message's way; the computation takes what the roofline of the
-compiled program says (compiled.py), of 128 images a device, and is not less where a device has a part of the dense
-layers only, since it then has them of all images. So the exchange is what it costs at the most, and the computation
-at the least.
+compiled program says (compiled.py), and is not less where a device has a part of the dense layers only, since it has
+them of all images then. So the exchange is what it costs at the most, and the computation at the least.
 """
 
 import dataclasses
@@ -13,8 +12,8 @@ from record import log
 
 from alexnet_jax import PAPER, summary
 
-BATCH, SIZE = 128, 224
-LAYERS = {row.name: row for row in summary(PAPER, SIZE)}
+BATCHES = (128, 1024)  # images a device
+LAYERS = {row.name: row for row in summary(PAPER, 224)}
 PARAMETERS = sum(row.parameters for row in LAYERS.values())
 OF_DENSE = sum(row.parameters for name, row in LAYERS.items() if name.startswith("fc"))
 MAPS = {"conv2": 13 * 13 * 256, "conv5": 6 * 6 * 256, "fc6": 4096, "fc7": 4096}  # numbers an image, after the pooling
@@ -41,7 +40,7 @@ MACHINES = (
 )
 
 
-def bytes_sent(kind: str, devices: int, *, batch: int = BATCH, width: int = 4) -> float:
+def bytes_sent(kind: str, devices: int, batch: int, *, width: int = 4) -> float:
     """By each device in a step, of `batch` images a device, by kind of parallelism (of scaling.py). width: bytes of a
     number where computation has it; parameters, and so their gradients, have four.
 
@@ -63,15 +62,18 @@ def bytes_sent(kind: str, devices: int, *, batch: int = BATCH, width: int = 4) -
     return 2 * ring * {"float32": 4, "bfloat16": 2}[kind] * PARAMETERS
 
 
-def seconds_computing(machine: Machine) -> float:
-    """Of a step of BATCH images on one device, computed in bfloat16, by roofline."""
+def seconds_computing(machine: Machine, batch: int) -> float:
+    """Of a step of so many images on one device, computed in bfloat16, by roofline."""
     rows = log(machine.compiled)["rows"]
     (row,) = [of for of in rows if [of[name] for name in ("task", "precision", "batch", "devices")]
-              == ["train", "bfloat16", BATCH, 1]]  # fmt: skip
+              == ["train", "bfloat16", batch, 1]]  # fmt: skip
     return max(row["memory_ms"], row["computing_ms"]) / 1e3
 
 
-def speedup(machine: Machine, kind: str) -> tuple[float, float]:
-    """(seconds of the exchange, how many times as many images a second as on one device)."""
-    exchange, computing = bytes_sent(kind, machine.devices, width=2) / machine.link, seconds_computing(machine)
+def speedup(machine: Machine, kind: str, batch: int) -> tuple[float, float]:
+    """(seconds of the exchange, how many times as many images a second as on one device), of `batch` images a device,
+    computed in bfloat16.
+    """
+    exchange = bytes_sent(kind, machine.devices, batch, width=2) / machine.link
+    computing = seconds_computing(machine, batch)
     return exchange, machine.devices * computing / (computing + exchange)

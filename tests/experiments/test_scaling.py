@@ -47,16 +47,16 @@ def test_they_are_done_again_by_a_program_of_nothing_else():
 def test_bytes_on_paper_are_those_of_compiled_programs():
     sent = record.log("two_gpus_paper")["bytes_sent_per_device_and_step_at_batch_128"]
     of_data = sum(sent["data parallel"].values())
-    assert scaling_model.bytes_sent("float32", 2) == of_data - 4  # but for the loss
-    assert scaling_model.bytes_sent("bfloat16", 2) == (of_data - 4) / 2
+    assert scaling_model.bytes_sent("float32", 2, 128) == of_data - 4  # but for the loss
+    assert scaling_model.bytes_sent("bfloat16", 2, 128) == (of_data - 4) / 2
     of_columns = sum(sent["model parallel"].values())
-    assert scaling_model.bytes_sent("columns", 2, batch=64) == pytest.approx(of_columns, rel=0.02)
+    assert scaling_model.bytes_sent("columns", 2, 64) == pytest.approx(of_columns, rel=0.02)
 
 
 def test_what_exchange_leaves_of_the_speed_of_several_devices():
     machine = scaling_model.MACHINES[-1]
-    computing = scaling_model.seconds_computing(machine)
-    exchange, times = scaling_model.speedup(machine, "float32")
+    computing = scaling_model.seconds_computing(machine, 128)
+    exchange, times = scaling_model.speedup(machine, "float32", 128)
     # 2 · 7/8 · 244 MB at 1.25 GB/s
     assert exchange == pytest.approx(0.341, rel=0.01)
     assert times == pytest.approx(8 / (1 + exchange / computing))
