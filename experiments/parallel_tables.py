@@ -4,7 +4,7 @@ from typing import Any
 
 from intervals import difference
 from record import log, mean_and_std, table, where
-from scaling_model import BATCHES, MACHINES, bytes_sent, seconds_computing, speedup
+from scaling_model import BATCHES, MACHINES, bytes_sent, images_where_even, seconds_computing, speedup
 
 NAMES = {
     "float32": "data parallel, float32",
@@ -66,7 +66,13 @@ def scaling_model() -> str:
     for batch in BATCHES:
         sent = f"{batch:,} images a device: MB that each sends"
         header += [sent, "exchange, ms", "computation, ms", "times one device"]
-    return table(header, rows)
+    even = {of: images_where_even(of, width=2) for of in sorted({machine.devices for machine in MACHINES})}
+    note = (
+        "Dividing the dense layers makes a device send less than all gradients in float32 do up to "
+        f"{' and '.join(f'{images:.0f} images a device on {of} devices' for of, images in even.items())}; "
+        f"with activations in float32 up to {images_where_even(2):.0f} on two."
+    )
+    return f"{table(header, rows)}\n\n{note}"
 
 
 def _two_digits(number: float) -> str:

@@ -62,6 +62,12 @@ def bytes_sent(kind: str, devices: int, batch: int, *, width: int = 4) -> float:
     return 2 * ring * {"float32": 4, "bfloat16": 2}[kind] * PARAMETERS
 
 
+def images_where_even(devices: int, *, width: int = 4) -> float:
+    """Images a device at which divided dense layers make it send as much as all gradients in float32 do."""
+    of_none, of_one = (bytes_sent("dense", devices, batch, width=width) for batch in (0, 1))
+    return (bytes_sent("float32", devices, 0) - of_none) / (of_one - of_none)
+
+
 def seconds_computing(machine: Machine, batch: int) -> float:
     """Of a step of so many images on one device, computed in bfloat16, by roofline."""
     rows = log(machine.compiled)["rows"]

@@ -53,6 +53,13 @@ def test_bytes_on_paper_are_those_of_compiled_programs():
     assert scaling_model.bytes_sent("columns", 2, 64) == pytest.approx(of_columns, rel=0.02)
 
 
+def test_dividing_the_dense_layers_saves_up_to_a_number_of_images():
+    images = scaling_model.images_where_even(8)
+    assert scaling_model.bytes_sent("dense", 8, images) == pytest.approx(scaling_model.bytes_sent("float32", 8, images))
+    # 58.6 million weights against 9,216 + 4,096 + 4,096 numbers an image, of all devices
+    assert 8 * images == pytest.approx(58_631_144 / (9216 + 4096 + 4096), rel=0.02)
+
+
 def test_what_exchange_leaves_of_the_speed_of_several_devices():
     machine = scaling_model.MACHINES[-1]
     computing = scaling_model.seconds_computing(machine, 128)
