@@ -17,7 +17,7 @@ import package_size
 from cifar_tables import draw, figure1, lrn_on_cifar10, overfitting_and_cures
 from claims_tables import claims, every_claim
 from intervals import difference
-from parallel_tables import large_batches, scaling, scaling_model
+from scaling_tables import large_batches, scaling, scaling_model
 from photo_tables import ablations, fine_tuning, kernels_and_neighbors, small_claims, specialisation, table2
 from record import READ, log, mean_and_std, table, where
 from speed_tables import (

@@ -1,4 +1,4 @@
-"""Tables of docs/parallel.md, from the logs in results/; tables.py writes them."""
+"""Tables of docs/parallel.md on hosts and large batches, from the logs in results/; tables.py writes them."""
 
 from typing import Any
 
