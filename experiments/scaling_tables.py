@@ -7,10 +7,10 @@ from record import log, mean_and_std, table, where
 from scaling_model import BATCHES, MACHINES, bytes_sent, images_where_even, seconds_computing, speedup
 
 NAMES = {
-    "float32": "data parallel, float32",
+    "float32": "data parallel",
     "bfloat16": "data parallel, gradients in bfloat16",
-    "dense": "dense layers divided",
-    "columns": "two columns",
+    "dense": "dense layers in columns",
+    "columns": "all layers in two columns",
 }
 
 
