@@ -17,9 +17,9 @@ import package_size
 from cifar_tables import draw, figure1, lrn_on_cifar10, overfitting_and_cures
 from claims_tables import claims, every_claim
 from intervals import difference
-from scaling_tables import large_batches, scaling, scaling_model
 from photo_tables import ablations, fine_tuning, kernels_and_neighbors, small_claims, specialisation, table2
 from record import READ, log, mean_and_std, table, where
+from scaling_tables import large_batches, scaling, scaling_model
 from speed_tables import (
     breakdown,
     compiled,
