@@ -1,6 +1,6 @@
 """The public names: `__init__.py` loads each when it is first used."""
 
-from .config import PRESETS as PRESETS, Config as Config, InputError as InputError
+from .config import PRESETS as PRESETS, Config as Config, InputError as InputError, for_batch as for_batch
 from .data.datasets import Dataset as Dataset, open_dataset as open_dataset
 from .data.input_pipeline import batch_of as batch_of, training_batches as training_batches
 from .device.tuned import tuned as tuned
@@ -53,6 +53,7 @@ from .paper.layers import (
 from .paper.model import AlexNet as AlexNet, outputs as outputs, summary as summary
 from .paper.optim import (
     by_parameter as by_parameter,
+    lars_rule as lars_rule,
     papers_rule as papers_rule,
     plateau_after as plateau_after,
     step_schedule as step_schedule,

@@ -175,22 +175,24 @@ class Config:
     epochs: float = option(90.0, "times through the training set; a fraction is possible", above=0)
     learning_rate: float = option(0.01, "the first learning rate (§5)", above=0, maximum=LARGEST_FACTOR)
     learning_rate_drops: tuple[float, ...] = option(
-        (), "epochs at which the learning rate is divided by 10, comma-separated (§5)", above=0
+        (), "epochs at which the learning rate is divided, comma-separated (§5)", above=0
     )
+    learning_rate_divisor: float = option(10.0, "what rates are divided by at such epochs", minimum=1)
+    warmup_epochs: float = option(0.0, "epochs over which all rates rise from 0, step by step; 0: none", minimum=0)
     plateau_patience: int = option(
         0, "instead of those epochs, divide all rates by 10 after so many evaluations in a row without a new lowest "
         "validation top-1 error, three times at most (§5); 0: off",
         minimum=0,
     )  # fmt: skip
     conv1_learning_rate_drops: tuple[float, ...] = option(
-        (), "epochs at which the rate of conv1's weights is divided by 10; none: as for the others", above=0
+        (), "epochs at which the rate of conv1's weights is divided; none: as for the others", above=0
     )
     conv1_frozen_from: float = option(0.0, "epoch from which conv1 is kept as it is; 0: never", minimum=0)
     bias_learning_rate: float = option(
         0.0, "learning rate of the biases; 0: at all times that of the weights", minimum=0, maximum=LARGEST_FACTOR
     )
     bias_learning_rate_drops: tuple[float, ...] = option(
-        (), "epochs at which bias_learning_rate is divided by 10, where it is given", above=0
+        (), "epochs at which bias_learning_rate is divided, where it is given", above=0
     )
     decay_biases: bool = option(True, "whether the weight decay falls on biases too")
     init_from: str = option(
@@ -210,6 +212,11 @@ class Config:
     )
     momentum: float = option(0.9, "momentum (§5)", minimum=0, below=1)
     weight_decay: float = option(5e-4, "weight decay (§5)", minimum=0, maximum=LARGEST_FACTOR)
+    trust_coefficient: float = option(
+        0.0, "LARS, for large batches: learning_rate is in units of this times the ratio of the norm of a layer's "
+        "weights to that of their gradient; biases have bias_learning_rate; 0: the paper's rule",
+        minimum=0, maximum=LARGEST_FACTOR,
+    )  # fmt: skip
     seed: int = option(
         0,
         "of the initial weights, the order of images, the augmentation and dropout",
@@ -260,12 +267,45 @@ class Config:
         if self.bias_learning_rate_drops and not self.bias_learning_rate:
             drops = _text(self.bias_learning_rate_drops)
             raise InputError(f"--bias_learning_rate_drops={drops}: without --bias_learning_rate they drop nothing")
+        if self.trust_coefficient and not self.bias_learning_rate:
+            raise InputError(
+                f"--trust_coefficient={self.trust_coefficient}: needs --bias_learning_rate, of its own scale"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON keeps them (tuples as lists)."""
         return {
             name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
         }
+
+
+def for_batch(config: Config, batch_size: int, rule: str = "linear") -> Config:
+    """The config at k times its batch size, by one of the two rules of Krizhevsky 2014 (arXiv:1404.5997, page 5).
+
+    linear: what he found best, up to 1,024 images: the rates times k, the weight decay as it is.
+    sqrt: what theory suggests: the rates ε times √k, which keeps the variance of a step; and a decay d' that takes in
+    one step what d took in k, 1 - ε'·d' = (1 - ε·d)ᵏ.
+
+    Raises InputError for another rule, or an impossible batch size.
+    """
+    check_choice("rule", rule, ("linear", "sqrt"))
+    k = batch_size / config.batch_size
+    scale, rate, decay = k, config.learning_rate, config.weight_decay
+    if rule == "sqrt":
+        scale = math.sqrt(k)
+        decay = (1 - max(0.0, 1 - rate * decay) ** k) / (scale * rate)
+    return dataclasses.replace(
+        config,
+        batch_size=batch_size,
+        learning_rate=scale * rate,
+        bias_learning_rate=scale * config.bias_learning_rate,
+        weight_decay=decay,
+    )
+
+
+def network_of(preset: str) -> str:
+    """The architecture that is trained with a preset where none is named."""
+    return preset if preset in ARCHITECTURE_NAMES else "paper"
 
 
 PRESETS: dict[str, Config] = {
@@ -286,5 +326,21 @@ PRESETS: dict[str, Config] = {
         conv1_frozen_from=72.0,
         bias_learning_rate=0.02,
         decay_biases=False,
+    ),
+    # As Krizhevsky trained on 8 GPUs in 2014 (arXiv:1404.5997): 1,024 images a step, by the linear rule; over exactly
+    # 90 epochs the rate falls to a 250th, at a quarter, a half and three quarters of them.
+    "one_weird_trick": for_batch(
+        Config(epochs=90.0, learning_rate_drops=(22.5, 45.0, 67.5), learning_rate_divisor=250 ** (1 / 3)), 1024
+    ),
+    # LARS (arXiv:1708.03888) with the numbers of its authors' AlexNet with batch normalisation at 8,192 images, which
+    # this network has not. Ours: a plateau in the place of their (1 - t/T)², and the biases' rate, by the sqrt rule.
+    "lars": Config(
+        batch_size=8192,
+        epochs=100.0,
+        learning_rate=10.0,
+        trust_coefficient=0.001,
+        warmup_epochs=5.0,
+        bias_learning_rate=0.08,
+        plateau_patience=5,
     ),
 }

@@ -25,6 +25,7 @@ from alexnet_jax.config import (
     InputError,
     check_bounds,
     check_choice,
+    network_of,
     one_of,
     option,
 )
@@ -40,7 +41,9 @@ class Options:
         "comma-separated, or answers.npz of earlier evaluations",
     )  # fmt: skip
     preset: str = option("demo", f"settings to start from: {one_of(PRESETS)}")
-    architecture: str = option("", f"the network: {one_of(ARCHITECTURE_NAMES)}; none: that of the preset's name")
+    architecture: str = option(
+        "", f"the network: {one_of(ARCHITECTURE_NAMES)}; none: that of the preset's name, or else paper"
+    )
     dataset: str = option("shapes", "a folder that alexnet_jax.prepare wrote, or the built-in data set 'shapes'")
     num_classes: int = option(
         0, "outputs of the last layer; 0: as many as the data set has classes", minimum=0, maximum=100_000
@@ -80,7 +83,7 @@ class Options:
         check_choice("mode", self.mode, ("train", "evaluate"))
         check_choice("views", self.views, (1, 10))
         check_choice("preset", self.preset, PRESETS)
-        check_choice("architecture", self.architecture or self.preset, ARCHITECTURE_NAMES)
+        check_choice("architecture", self.architecture or network_of(self.preset), ARCHITECTURE_NAMES)
         host, _, port = self.coordinator.rpartition(":")
         if self.coordinator and not (host and port.isdecimal() and int(port) < 2**16):
             raise InputError(f"--coordinator={self.coordinator}: must be HOST:PORT")
@@ -147,7 +150,7 @@ def _train(options: Options, config: Config, *, has_crop_size: bool, has_preset:
 
     if options.distributed or options.coordinator:
         parallel.start_hosts(options.coordinator, options.num_processes, options.process_id, options.host_timeout)
-    name = options.architecture or options.preset
+    name = options.architecture or network_of(options.preset)
     if config.init_from and not options.architecture and not has_preset:
         layers, crop_size = table_of_origin(config.init_from, Path(options.workdir).expanduser())
     else:

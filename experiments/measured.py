@@ -46,6 +46,7 @@ MEASURED: dict[str, tuple[str, ...]] = {  # by experiment; its own file counts a
         "alexnet_jax/train_setup.py",
         *(f"alexnet_jax/runs/{name}.py" for name in ("checkpoint", "states", "stopping", "workdir", "log")),
     ),
+    "large_batches": CIFAR,
     "lrn_cifar10": CIFAR,
     "mutations": (
         "experiments/changed_fields.py",
@@ -65,6 +66,7 @@ MEASURED: dict[str, tuple[str, ...]] = {  # by experiment; its own file counts a
         *(f"alexnet_jax/{name}.py" for name in ("downloads", "features", "predict", "weights", "data/preprocessing")),
     ),
     "relu_vs_tanh": CIFAR,
+    "scaling": (*SPEED, "alexnet_jax/device/parallel.py", "experiments/hosts.py"),
     "small_claims": CIFAR,
     "specialisation": (),
     "step_profile": (*SPEED, "alexnet_jax/device/accelerator_forms.py", "experiments/contenders.py"),

@@ -28,6 +28,7 @@ from photo_tables import (
     table2,
 )
 from record import READ, log, mean_and_std, table, where
+from scaling_tables import large_batches, scaling, scaling_model
 from speed_tables import (
     breakdown,
     compiled,
@@ -194,7 +195,7 @@ TABLES = {
         prepare_speed, input_speed, feeding, imagenet_plan, throughput, throughput_costs, compiled, breakdown,
         startup, figure1, lrn_on_cifar10, overfitting_and_cures, ablations, specialisation, table2,
         small_claims, kernels_and_neighbors, imagenette, fine_tuning, claims, every_claim, exchange,
-        exchange_precision, exchange_overlap,
+        exchange_precision, exchange_overlap, scaling, scaling_model, large_batches,
     )
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """§5: the update rule and the learning-rate schedules, in optax."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,8 +27,43 @@ def papers_rule(
       weight_decay: d.
       patience: of `with_plateau`, which then multiplies ε inside the velocity; 0: off.
     """
+    return _with_velocity([optax.add_decayed_weights(weight_decay)], learning_rate, momentum, patience)
+
+
+def lars_rule(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    *,
+    trust_coefficient: float = 0.001,
+    patience: int = 0,
+) -> optax.GradientTransformation:
+    """For large batches: `papers_rule` with ε·η·‖w‖ / ‖∂L/∂w + d·w‖ in the place of ε, for each parameter alone.
+
+    You, Gitman, Ginsburg 2017, "Large Batch Training of Convolutional Networks" (LARS), arXiv:1708.03888, algorithm 1,
+    as optax has it. The authors divide by ‖∂L/∂w‖ + d·‖w‖, which is never less. Where w or its gradient is all zero the
+    rate is ε: so this is no rule for biases, which begin there.
+
+    Args:
+      learning_rate, momentum, weight_decay, patience: as in `papers_rule`.
+      trust_coefficient: η; of how much of its norm a parameter moves in a step, by ε.
+    """
+    direction = [
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient),
+    ]
+    return _with_velocity(direction, learning_rate, momentum, patience)
+
+
+def _with_velocity(
+    direction: Sequence[optax.GradientTransformation],
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float,
+    patience: int,
+) -> optax.GradientTransformation:
+    """v ← m·v - ε·direction; w ← w + v, and no move where ε is 0."""
     schedule = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
-    move = optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(schedule))
+    move = optax.chain(*direction, optax.scale_by_learning_rate(schedule))
     return optax.chain(
         with_plateau(move, patience) if patience else move,
         optax.trace(decay=momentum),
@@ -103,12 +139,19 @@ def plateau_after(opt_state: PyTree, error: float) -> PyTree:
     return jax.tree.map(seen, opt_state, is_leaf=lambda of: isinstance(of, PlateauState))
 
 
-def step_schedule(learning_rate: float, drops: Sequence[int], freeze: int | None = None) -> optax.Schedule:
-    """`learning_rate`, divided by 10 at each of the steps in `drops`, and 0 from the step `freeze` on."""
-    rates, steps = [learning_rate * 0.1**number for number in range(len(drops) + 1)], sorted(drops)
+def step_schedule(
+    learning_rate: float, drops: Sequence[int], freeze: int | None = None, divisor: float = 10.0
+) -> optax.Schedule:
+    """`learning_rate`, divided by `divisor` at each of the steps in `drops`, and 0 from the step `freeze` on."""
+    rates, steps = [learning_rate / divisor**number for number in range(len(drops) + 1)], sorted(drops)
     if freeze is not None:  # may come before a drop: in `join_schedules` the last boundary passed decides
         rates, steps = [*rates, 0.0], [*steps, freeze]
     return optax.join_schedules([optax.constant_schedule(rate) for rate in rates], steps)
+
+
+def warmed_up(schedule: optax.Schedule, steps: float) -> optax.Schedule:
+    """A schedule that rises from 0 to itself over its first steps, as a straight line."""
+    return (lambda step: schedule(step) * jnp.minimum(1.0, (step + 1) / steps)) if steps else schedule
 
 
 def learning_rates(config: Config, steps_per_epoch: float, taken: Sequence[str] = ()) -> dict[str, optax.Schedule]:
@@ -120,8 +163,10 @@ def learning_rates(config: Config, steps_per_epoch: float, taken: Sequence[str] 
 
     def schedule(rate: float, drops: Sequence[float], frozen_from: float = 0) -> optax.Schedule:
         steps = [min(round(epoch * steps_per_epoch), LARGEST) for epoch in drops]  # the last that there can be
-        return step_schedule(rate, steps, min(round(frozen_from * steps_per_epoch), LARGEST) if frozen_from else None)
+        freeze = min(round(frozen_from * steps_per_epoch), LARGEST) if frozen_from else None
+        return warmed_up(step_schedule(rate, steps, freeze, config.learning_rate_divisor), warmup)
 
+    warmup = min(config.warmup_epochs * steps_per_epoch, LARGEST)
     rate, drops = config.learning_rate, config.learning_rate_drops
     bias_rate, bias_drops = rate, drops
     if config.bias_learning_rate:
@@ -144,15 +189,17 @@ def learning_rates(config: Config, steps_per_epoch: float, taken: Sequence[str] 
 def configured_rule(
     config: Config, steps_per_epoch: float, taken: Sequence[str] = ()
 ) -> optax.GradientTransformationExtraArgs:
-    """`papers_rule` for each parameter, with the rates and decays of the config. taken: as in `learning_rates`."""
+    """`papers_rule` for each parameter, with the rates and decays of the config; with a trust coefficient, `lars_rule`
+    for all but the biases. taken: as in `learning_rates`.
+    """
     rates = learning_rates(config, steps_per_epoch, taken)
 
-    def decay(name: str) -> float:
-        return config.weight_decay if config.decay_biases or name.rpartition("/")[2] != "bias" else 0.0
+    def rule(name: str) -> optax.GradientTransformation:
+        is_bias = name.rpartition("/")[2] == "bias"
+        decay = config.weight_decay if config.decay_biases or not is_bias else 0.0
+        of = papers_rule
+        if config.trust_coefficient and not is_bias:
+            of = functools.partial(lars_rule, trust_coefficient=config.trust_coefficient)
+        return of(rates[name], config.momentum, decay, patience=config.plateau_patience)
 
-    return by_parameter(
-        {
-            name: papers_rule(rate, config.momentum, decay(name), patience=config.plateau_patience)
-            for name, rate in rates.items()
-        }
-    )
+    return by_parameter({name: rule(name) for name in rates})

@@ -260,3 +260,56 @@ def test_what_is_taken_over_learns_more_slowly_or_not_at_all():
     follows(history, params, gradients, "fc3/kernel", rates)
     for step in history:
         np.testing.assert_array_equal(step["conv1"]["kernel"], np.float32(params["conv1"]["kernel"]))
+
+
+def lars_oracle(w, gradients, rates, denominator, trust=0.001, decay=0.0005):
+    """Algorithm 1 of You et al. in float64: v ← 0.9·v + ε·η·‖w‖ / denominator · (g + d·w); w ← w - v."""
+    v, history = np.zeros_like(w), []
+    for rate, g in zip(rates, gradients, strict=True):
+        v = 0.9 * v + rate * trust * np.linalg.norm(w) / denominator(g, decay * w) * (g + decay * w)
+        w = w - v
+        history.append(w)
+    return history
+
+
+def test_lars_gives_each_parameter_a_rate_in_units_of_its_norm():
+    params, gradients = tensors(4, "fc1/kernel", "fc2/kernel")
+    history = run(optim.lars_rule(optim.step_schedule(10.0, [2])), params, gradients)
+    for layer in ("fc1", "fc2"):
+        w, of_layer = params[layer]["kernel"], [gradient[layer]["kernel"] for gradient in gradients]
+        expected = lars_oracle(w, of_layer, [10, 10, 1, 1], lambda g, decayed: np.linalg.norm(g + decayed))
+        np.testing.assert_allclose([step[layer]["kernel"] for step in history], expected, rtol=1e-5)
+    assert not np.allclose(history[0]["fc1"]["kernel"], oracle(params["fc1"]["kernel"], [of_layer[0]], [10])[0])
+
+
+def test_lars_is_the_authors_own_formula_where_gradient_and_weights_are_parallel():
+    w = np.random.default_rng(0).standard_normal(4)
+    history = run(optim.lars_rule(10.0, weight_decay=0.5), {"fc1": {"kernel": w}}, [{"fc1": {"kernel": 3 * w}}])
+    norm = np.linalg.norm
+    of_authors = lars_oracle(w, [3 * w], [10], lambda g, decayed: norm(g) + norm(decayed), decay=0.5)
+    np.testing.assert_allclose(history[0]["fc1"]["kernel"], of_authors[0], rtol=1e-5)
+
+
+def test_with_a_trust_coefficient_the_weights_follow_lars_and_the_biases_the_papers_rule():
+    params, gradients = tensors(3, "conv1/kernel", "conv1/bias", "fc2/kernel")
+    config = Config(learning_rate=2.0, trust_coefficient=0.01, bias_learning_rate=0.02, plateau_patience=1)
+    history = run(optim.configured_rule(config, steps_per_epoch=2), params, gradients, errors=[0.5] * 3)
+    follows(history, params, gradients, "conv1/bias", [0.02, 0.02, 0.002])
+    for layer in ("conv1", "fc2"):
+        w, of_layer = params[layer]["kernel"], [gradient[layer]["kernel"] for gradient in gradients]
+        expected = lars_oracle(w, of_layer, [2, 2, 0.2], lambda g, decayed: np.linalg.norm(g + decayed), trust=0.01)
+        np.testing.assert_allclose([step[layer]["kernel"] for step in history], expected, rtol=1e-5)
+
+
+def test_rates_rise_from_zero_and_fall_by_the_divisor():
+    config = Config(learning_rate_drops=(2.0,), learning_rate_divisor=4.0, warmup_epochs=0.5, bias_learning_rate=0.04)
+    rates = optim.learning_rates(config, steps_per_epoch=8)
+    expected = [0.25, 0.5, 0.75, 1, 1, 1, 0.25]
+    np.testing.assert_allclose(values(rates["kernel"], [0, 1, 2, 3, 4, 15, 16]), 0.01 * np.array(expected), rtol=1e-5)
+    np.testing.assert_allclose(values(rates["bias"], [0, 3, 16]), 0.04 * np.array([0.25, 1, 1]), rtol=1e-5)
+
+
+def test_the_rate_of_one_weird_trick_falls_to_a_250th():
+    rates = optim.learning_rates(PRESETS["one_weird_trick"], steps_per_epoch=2)["kernel"]
+    expected = 0.08 * 250 ** -np.array([0, 0, 1 / 3, 2 / 3, 1, 1])
+    np.testing.assert_allclose(values(rates, [0, 44, 45, 90, 135, 179]), expected, rtol=1e-5)
