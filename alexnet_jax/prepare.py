@@ -118,7 +118,8 @@ def _prepare(options: Options, output: Path, scratch: Path) -> None:
     size, encoding = options.size or source.size, options.encoding or source.encoding
     say(f"{','.join(options.source)}: {source.kind}, {len(source.class_names):,} classes")
     total = sum(map(len, source.splits.values()))
-    side = 0 if options.size else usual_side([item.read for items in source.splits.values() for item in items])
+    train = source.splits["train"]
+    side = 0 if options.size else usual_side(archives.Made(lambda number: train[number].read, range(len(train))))
     if 8 <= side < size:
         say(
             f"hint: most of the images have about {side} pixels a side, and are enlarged to {size} × {size}; "

@@ -9,7 +9,7 @@ import functools
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -111,7 +111,7 @@ class Source(NamedTuple):
 
     kind: str
     class_names: tuple[str, ...]
-    splits: dict[str, list[Item]]
+    splits: Mapping[str, Sequence[Item]]
     size: int = 256
     encoding: str = "jpeg"
 
