@@ -6,12 +6,12 @@
 1,281,167 JPEGs in 1,000 synset tars in ILSVRC2012_img_train.tar, 50,000 in ILSVRC2012_img_val.tar: photographs of ten
 classes, 72 × 72 pixels, so that they fit onto a disk, and each with its number drawn into it. `prepare` is killed
 (SIGKILL) three times and started again. One epoch is read in random order, and every number looked for. `paper` trains
-from the middle of epoch 60 on, is stopped, and continues; another run of it is left alone. What is left of it is
-evaluated on all validation images. Each part is a process of its own, watched with all that it starts: memory, open
-files, bytes read and written. It continues where it was stopped.
+on patches of 64 × 64 from the middle of epoch 60 on, is stopped, and continues; another run from there is left alone.
+The first is evaluated on all validation images. Each part is a process of its own, watched with all that it starts:
+memory, open files, processor time, bytes read and written. The same command continues where it was stopped.
 
-Expected: each number once, with its label; the shards that a kill has left are kept; losses of both runs equal to the
-last digit. What depends on the size of an image (bytes, images/s of `prepare`) is of these small ones.
+Expected: each number once, with its label; what a kill has left is kept; the losses of both runs equal to the last
+digit. What depends on the size of an image (bytes, time) is of these small ones.
 """
 
 import argparse
@@ -149,7 +149,7 @@ def prepare(of: Rehearsal, quarter: int) -> dict[str, Any]:
         count = there()
         if count > len(kept) and not first:
             first.append(time.perf_counter() - start)
-        return quarter < 4 and count >= quarter * shards / 4
+        return quarter < 4 and count >= max(quarter * shards / 4, len(kept) + 1)
 
     flags = (f"--source={of.source}", f"--output={of.output}", f"--size={of.size}")
     told = watched(module("prepare", *flags), reached)
@@ -259,7 +259,8 @@ def train(of: Rehearsal, run: str, steps: int) -> dict[str, Any]:
     told = watched(module("main", *flags), reached, signal.SIGTERM)
     seconds = told["seconds"] - first[0] - (told["seconds_after_the_signal"] or 0)
     return {**told, "from_step": before, "to_step": max(lines_of(folder)),
-            "seconds_to_the_first_step": round(first[0], 1), "seconds_a_step": round(seconds / steps, 2)}  # fmt: skip
+            "seconds_to_the_first_step": round(first[0], 1),
+            "seconds_a_step": round(seconds / max(1, steps - 1), 2)}  # fmt: skip
 
 
 def evaluate(of: Rehearsal) -> dict[str, Any]:
@@ -314,7 +315,7 @@ def main() -> None:
     parser.add_argument("--scratch", required=True, type=Path)
     parser.add_argument("--train", type=int, default=TRAIN, help="images, a thousand at least")
     parser.add_argument("--validation", type=int, default=VALIDATION)
-    parser.add_argument("--steps", type=int, default=50, help="of training before the stop, and after it")
+    parser.add_argument("--steps", type=int, default=100, help="of training before the stop, and after it")
     parser.add_argument("--size", type=int, default=SIDE, help="of the prepared images, in pixels")
     parser.add_argument("--one_part", action="store_true")
     parser.add_argument("--only", choices=OWN, help=argparse.SUPPRESS)

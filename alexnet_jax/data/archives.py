@@ -13,6 +13,7 @@ from tensorflow_datasets.core import read_only_builder
 
 from alexnet_jax.config import InputError
 from alexnet_jax.data import cifar10, tars
+from alexnet_jax.data.imagenet import named
 from alexnet_jax.data.shards import Item
 from alexnet_jax.data.sources import Source, split_of
 from alexnet_jax.data.tars import Place
@@ -129,7 +130,7 @@ def imagenet(folder: Path) -> Source:
         "train": in_train.items(label_of, "{synset}/{name}"),
         "validation": in_validation.items(label_of, "{name}"),
     }
-    return Source("ImageNet", class_names, items)
+    return Source("ImageNet", named(class_names), items)
 
 
 def _lines(name: str) -> list[str]:

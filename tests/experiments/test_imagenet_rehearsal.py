@@ -94,7 +94,7 @@ def test_the_rehearsal_in_small(tmp_path):
     if not PHOTOS.exists():
         pytest.skip(f"needs {PHOTOS}")
     command = [sys.executable, "experiments/imagenet_rehearsal.py", f"--photos={PHOTOS}", f"--scratch={tmp_path}",
-               "--train=3000", "--validation=200", "--steps=2", "--no_log"]  # fmt: skip
+               "--train=7000", "--validation=200", "--steps=2", "--no_log"]  # fmt: skip
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
     parts = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "parts").iterdir()}
     with tarfile.open(tmp_path / "ILSVRC2012" / "ILSVRC2012_img_train.tar") as archive:
@@ -103,9 +103,9 @@ def test_the_rehearsal_in_small(tmp_path):
         assert parts[f"prepare_{before}"]["exit_code"] == -signal.SIGKILL
         assert parts[f"prepare_{after}"]["of_these_kept"] == parts[f"prepare_{before}"]["shards_after"]
     epoch = parts["read_epoch"]
-    assert epoch["once"] == epoch["images"] == 3000
+    assert epoch["once"] == epoch["images"] == 7000
     assert epoch["wrong_label"] == epoch["not_in_the_order_said"] == 0
     assert parts["evaluate"]["examples"] == 200
     assert parts["evaluate"]["top1_error"] == pytest.approx(parts["evaluate"]["counted_again"])
     assert parts["evaluate"]["wrong_label"] == 0
-    assert parts["continued"]["from_step"] == parts["stopped"]["to_step"] >= round(59.5 * 3000 / 128) + 2
+    assert parts["continued"]["from_step"] == parts["stopped"]["to_step"] >= round(59.5 * 7000 / 128) + 2
