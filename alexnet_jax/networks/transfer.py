@@ -76,7 +76,7 @@ def find_origin(config: Config, workdir: Path, net: AlexNet, dataset: Dataset) -
     theirs = flatten_dict(origin.params, sep="/")
     same = common_layers(net.layers, origin.net.layers)
     classes = imagenet.named(dataset.class_names)
-    if imagenet.named(origin.class_names[: len(classes)]) != classes:
+    if origin.class_names[: len(classes)] not in (classes, dataset.class_names):
         same.discard([*named(origin.net.layers)][-1])
     same -= {_layer(name) for name in own if name not in theirs or theirs[name].shape != own[name].shape}
     taken = [name for name in own if _layer(name) in same]
