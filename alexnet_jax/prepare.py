@@ -7,6 +7,7 @@ PATH: a folder with a folder of images for each class; or with train/ and val/ (
 such folders; or a tar file of either, or several, comma-separated. Or images as their owners publish them:
 
   a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar      ImageNet, read without unpacking
+  imagenette2.tgz, imagenette2-320.tgz, imagenette2-160.tgz              Imagenette, with its classes' names
   cifar-10-python.tar.gz, cifar-10-binary.tar.gz, or a folder of either  CIFAR-10, at its own 32 × 32
   tfds:NAME                                                              a TFDS data set in array_record format
 
