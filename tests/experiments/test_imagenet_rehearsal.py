@@ -1,6 +1,7 @@
 """The rehearsal of ImageNet: numbers in pixels, processes watched, and all of it in small."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -60,31 +61,26 @@ def test_the_labels_are_those_of_the_tars():
 
 
 def test_a_command_is_watched_and_all_that_it_starts():
-    script = "import subprocess, sys, time; block = bytearray(60_000_000); "
     child = f"{sys.executable} -c 'import time; block = bytearray(90_000_000); time.sleep(60)'"
-    script += f'subprocess.Popen("exec {child}", shell=True); time.sleep(60)'
+    script = f"""import subprocess, time; block = bytearray(60_000_000); subprocess.Popen("exec {child}", shell=True)
+time.sleep(60)"""
     start = time.perf_counter()
-    children = []
 
     def reached():
-        below = watched.processes_below(subprocess.os.getpid())
-        children[:] = [of for of in below if (seen := watched.seen_of(of)) and seen["mb"] > 90 and of != below[0]]
-        return time.perf_counter() - start > 2
+        if time.perf_counter() - start < 2:
+            return False
+        for of in watched.processes_below(os.getpid())[1:]:
+            if (seen := watched.seen_of(of)) and seen["mb"] > 90:
+                os.kill(of, signal.SIGKILL)  # would outlive the first one, and be waited for
+        return True
 
-    found = {}
-
-    def killed():
-        if reached():
-            for of in children:
-                subprocess.os.kill(of, signal.SIGKILL)
-            return True
-        return False
-
-    found = watched.watched([sys.executable, "-c", script], killed)
+    found = watched.watched([sys.executable, "-c", script], reached)
     assert found["exit_code"] == -signal.SIGKILL
     assert found["signal"] == "SIGKILL"
     assert 60 < found["peak_mb"]["first"] < 90 < found["peak_mb"]["others"]
     assert found["peak_mb"]["together"] > 150
+    assert found["most_open_files"] >= 3
+    assert 0 < found["cpu_seconds"] < found["seconds"] * 2
     with pytest.raises(SystemExit, match="ended with 3: no good"):
         watched.watched([sys.executable, "-c", "import sys; print('no good', file=sys.stderr); sys.exit(3)"])
 
