@@ -7,6 +7,7 @@ PATH: a folder with a folder of images for each class; or with train/ and val/ (
 such folders; or a tar file of either, or several, comma-separated. Or images as their owners publish them:
 
   a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar      ImageNet, read without unpacking
+  imagenette2.tgz, imagenette2-320.tgz, imagenette2-160.tgz              Imagenette, with its classes' names
   cifar-10-python.tar.gz, cifar-10-binary.tar.gz, or a folder of either  CIFAR-10, at its own 32 × 32
   tfds:NAME                                                              a TFDS data set in array_record format
 
@@ -119,7 +120,8 @@ def _prepare(options: Options, output: Path, scratch: Path) -> None:
     size, encoding = options.size or source.size, options.encoding or source.encoding
     say(f"{','.join(options.source)}: {source.kind}, {len(source.class_names):,} classes")
     total = sum(map(len, source.splits.values()))
-    side = 0 if options.size else usual_side([item.read for items in source.splits.values() for item in items])
+    train = source.splits["train"]
+    side = 0 if options.size else usual_side(archives.Made(lambda number: train[number].read, range(len(train))))
     if 8 <= side < size:
         say(
             f"hint: most of the images have about {side} pixels a side, and are enlarged to {size} × {size}; "

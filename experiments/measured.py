@@ -39,6 +39,13 @@ MEASURED: dict[str, tuple[str, ...]] = {  # by experiment; its own file counts a
     "first_minutes": (*SPEED, *TRAINING, "alexnet_jax/data/shapes.py"),
     "first_runs": (*SPEED, *TRAINING, "alexnet_jax/data/shapes.py"),
     "imagenette": (*TRAINING, "alexnet_jax/networks/ensemble.py", "experiments/kernels_and_neighbors.py"),
+    "imagenet_rehearsal": (
+        *PREPARING,
+        *(f"alexnet_jax/data/{name}.py" for name in ("archives", "tars", "manifest")),
+        "alexnet_jax/runs/checkpoint.py",
+        "experiments/numbered_images.py",
+        "experiments/watched.py",
+    ),
     "input_speed": READING,
     "jpeg_decoders": (),
     "kills": (

@@ -1,6 +1,5 @@
 """The tables of how fast things are, from the logs in results/; tables.py writes them."""
 
-import math
 from typing import Any
 
 from contenders import CONTENDERS
@@ -178,55 +177,6 @@ def feeding() -> str:
         rows[-1] += [f"{rate:,.1f} ({100 * rate / rates['synthetic']:.0f} %)" for rate in rates.values()]
         notes.append(f"{where(values)}.")
     return f"{table(header, rows)}\n\n{' '.join(notes)}"
-
-
-def imagenet_plan() -> str:
-    """What 1.28 million images ask for, from what was measured on fewer."""
-    prepared, read = log("prepare_speed"), log("input_speed")
-    images = {"train": 1_281_167, "validation": 50_000}
-    most = max(prepared["rates"], key=lambda rates: rates["workers"])
-    per_core = most["images_per_second"] / most["workers"]
-    rows = [
-        [
-            cores,
-            f"{sum(images.values()) / per_core / cores / 60:.0f} min",
-            f"{per_core * cores * 155e9 / sum(images.values()) / 1e6:,.0f} MB/s",
-        ]
-        for cores in (2, 8, 16, 32)
-    ]
-    times = table(["cores", "prepare", "read by it"], rows)
-
-    def best(encoding: str, reader: str = "alexnet_jax") -> int:
-        return max(r["median"] for r in read["images_per_second"] if (r["encoding"], r["reader"]) == (encoding, reader))
-
-    of_core = {encoding: best(encoding) / read["machine"]["cores"] for encoding in ("jpeg", "raw")}
-    sizes = prepared["bytes_per_image"]
-    rows = [[encoding, f"{sum(images.values()) * sizes[encoding] / 1e9:.0f} GB", f"{of_core[encoding]:,.0f}"]
-            for encoding in sizes]  # fmt: skip
-    disk = table(["encoding", "disk", "images/s read by a core"], rows)
-
-    cases = log("throughput_cpu")["rows"]
-    operations = 1e9 * next(of["gflop_per_image"] for of in cases if (of["task"], of["table"]) == ("train", "paper"))
-    at_most = best("jpeg", "alexnet_jax, not decoded")
-    rows = []
-    for gpus, rate in ((gpus, rate) for gpus in (1, 8) for rate in (50, 100, 200)):
-        needed = gpus * rate * 1e12 / operations
-        rows.append(
-            [
-                f"{gpus}, each at {rate} TFLOP/s",
-                f"{needed:,.0f}",
-                f"{90 * images['train'] / needed / 60:.0f} min",
-                f"{math.ceil(needed / of_core['jpeg'])}",
-                *(f"{needed * sizes[encoding] / 1e9:.1f} GB/s" for encoding in ("jpeg", "raw")),
-                math.ceil(needed / at_most),
-            ]
-        )
-    header = ["GPUs", "images/s", "90 epochs", "cores for jpeg", "reading jpeg", "reading raw", "processes"]
-    return (
-        f"{times}\n\n{disk}\n\n{table(header, rows)}\n\n"
-        f"An image takes {operations / 1e9:.2f} GFLOP in a training step. "
-        f"One process reads {at_most:,} images/s at most. {where(read)}."
-    )
 
 
 def compiled() -> str:

@@ -16,6 +16,7 @@ import first_minutes
 import package_size
 from cifar_tables import draw, figure1, lrn_on_cifar10, overfitting_and_cures
 from claims_tables import claims, every_claim
+from imagenet_tables import imagenet_plan, imagenet_rehearsal
 from intervals import difference
 from parallel_tables import exchange, exchange_overlap, exchange_precision
 from photo_tables import (
@@ -33,7 +34,6 @@ from speed_tables import (
     breakdown,
     compiled,
     feeding,
-    imagenet_plan,
     input_speed,
     jpeg_decoders,
     prediction_speed,
@@ -192,9 +192,9 @@ TABLES = {
     of.__name__: of
     for of in (
         first_runs, first_steps, two_gpus, kills, promises, precision, jpeg_decoders, prediction_speed,
-        prepare_speed, input_speed, feeding, imagenet_plan, throughput, throughput_costs, compiled, breakdown,
-        startup, figure1, lrn_on_cifar10, overfitting_and_cures, ablations, specialisation, table2,
-        small_claims, kernels_and_neighbors, imagenette, fine_tuning, claims, every_claim, exchange,
+        prepare_speed, input_speed, feeding, imagenet_plan, imagenet_rehearsal, throughput, throughput_costs,
+        compiled, breakdown, startup, figure1, lrn_on_cifar10, overfitting_and_cures, ablations, specialisation,
+        table2, small_claims, kernels_and_neighbors, imagenette, fine_tuning, claims, every_claim, exchange,
         exchange_precision, exchange_overlap, scaling, scaling_model, large_batches,
     )
 }  # fmt: skip

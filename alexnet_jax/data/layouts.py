@@ -3,12 +3,13 @@
 import collections
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from alexnet_jax.config import InputError
+from alexnet_jax.data import imagenet
 from alexnet_jax.data.folders import File
 from alexnet_jax.data.shards import Item
 from alexnet_jax.shown import say, short
@@ -34,13 +35,14 @@ class Source(NamedTuple):
 
     kind: str
     class_names: tuple[str, ...]
-    splits: dict[str, list[Item]]
+    splits: Mapping[str, Sequence[Item]]
     size: int = 256
     encoding: str = "jpeg"
 
 
 def sort_files(files: list[File], *, validation_fraction: float, seed: int, on_error: str = "stop") -> Source:
-    """Which image goes into which split, under which label; classes in alphabetical order.
+    """Which image goes into which split, under which label; classes in the alphabetical order of their folders. Where
+    these have ImageNet's identifiers, as Imagenette's, the classes get their names.
 
     Without a validation part, `validation_fraction` of each class (at least one image) is drawn from the training
     part; the draw depends on the seed and the files' names only. Raises InputError naming a class that is amiss.
@@ -76,6 +78,8 @@ def sort_files(files: list[File], *, validation_fraction: float, seed: int, on_e
             for file in files
             if file.read and (label := labels.get(file.path)) is not None
         ]
+    if {*class_names} <= {*imagenet.synsets()}:
+        class_names = imagenet.named(class_names)
     return Source("class folders", class_names, {split: items for split, items in splits.items() if items})
 
 

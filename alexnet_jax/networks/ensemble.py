@@ -67,7 +67,7 @@ def answers_of(network: Trained, dataset: Dataset, split: str, *, views: int, ba
     """Of one network, on all devices of this host. Raises InputError where it was made for other images or classes."""
     network.check_size(dataset)
     classes = imagenet.named(dataset.class_names)
-    if network.class_names[: len(classes)] not in (classes, dataset.class_names):
+    if imagenet.named(network.class_names[: len(classes)]) != classes:
         raise InputError(f"{network.source}: was trained on other classes than those of {dataset.path}")
     devices = jax.local_devices()
     batch_size = math.ceil(batch_size / len(devices)) * len(devices)

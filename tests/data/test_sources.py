@@ -81,6 +81,28 @@ def test_layouts_that_people_download(tmp_path, train, other, around):
     }
 
 
+@pytest.mark.parametrize("name", ["imagenette2", "imagenette2-320", "imagenette2-160"])
+def test_imagenettes_own_archive_and_the_names_of_its_classes(tmp_path, name, capsys):
+    synsets = ("n01440764", "n02102040", "n03000684")
+    files = [f"{split}/{synset}/{synset}_{number}.JPEG" for split in ("train", "val") for synset in synsets
+             for number in (1, 2)]  # fmt: skip
+    save(tmp_path / name, *files)
+    (tmp_path / name / "noisy_imagenette.csv").write_text("path,noisy_labels_0\n")
+    (tmp_path / name / ".DS_Store").write_bytes(b"\0")
+    with tarfile.open(tmp_path / f"{name}.tgz", "w:gz") as archive:
+        archive.add(tmp_path / name, name)
+    splits, classes = run(tmp_path / f"{name}.tgz", tmp_path / "out")
+    assert classes == ("tench", "English springer", "chain saw")
+    assert sorted(splits["train"] + splits["validation"]) == sorted(files)
+    assert "ignored 1 files that are in no class folder" in capsys.readouterr().out
+    assert not list(tmp_path.glob("out.*"))  # what was unpacked
+
+
+def test_only_identifiers_that_all_are_of_imagenet_become_names(tmp_path):
+    save(tmp_path / "data", "n01440764/1.png", "n01440764/2.png", "mine/1.png", "mine/2.png")
+    assert run(tmp_path / "data", tmp_path / "out")[1] == ("mine", "n01440764")
+
+
 def test_a_split_in_a_folder_of_its_own_name(tmp_path):
     paths = [f"{split}/{split}/{name}/1.png" for split in ("training_set", "test_set") for name in ("cat", "dog")]
     names, classes = run(save(tmp_path / "set", *paths), tmp_path / "out")
