@@ -1,6 +1,6 @@
 """The public names: `__init__.py` loads each when it is first used."""
 
-from .config import PRESETS as PRESETS, Config as Config, InputError as InputError, for_batch as for_batch
+from .config import PRESETS as PRESETS, Config as Config, for_batch as for_batch
 from .data.datasets import Dataset as Dataset, open_dataset as open_dataset
 from .data.input_pipeline import batch_of as batch_of, training_batches as training_batches
 from .device.tuned import tuned as tuned
@@ -16,6 +16,7 @@ from .networks.loading import load as load
 from .networks.network import Trained as Trained
 from .networks.onnx import to_onnx as to_onnx
 from .networks.pretrained import pretrained as pretrained
+from .options import InputError as InputError
 from .paper.architectures import (
     ARCHITECTURES as ARCHITECTURES,
     CAFFE as CAFFE,

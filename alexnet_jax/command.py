@@ -17,7 +17,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from alexnet_jax import __version__
-from alexnet_jax.config import InputError
+from alexnet_jax.options import InputError
 from alexnet_jax.shown import Stream, say, short, use_safe_streams
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes

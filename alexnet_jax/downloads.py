@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from alexnet_jax import __version__
-from alexnet_jax.config import InputError
 from alexnet_jax.files import digest
+from alexnet_jax.options import InputError
 from alexnet_jax.shown import progress, reason, say
 
 TRIES, PAUSE, TIMEOUT = 5, 1.0, 30.0  # in a row without a byte; seconds between two; seconds without a byte

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from alexnet_jax import command
-from alexnet_jax.config import InputError, check_bounds, option
 from alexnet_jax.data.pictures import MAX_PIXELS
 from alexnet_jax.files import write_whole
+from alexnet_jax.options import InputError, check_bounds, option
 from alexnet_jax.shown import csv_line, progress, say
 
 if TYPE_CHECKING:

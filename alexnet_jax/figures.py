@@ -9,8 +9,8 @@ from typing import Any, TypeGuard
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from alexnet_jax.config import InputError
 from alexnet_jax.files import named_in_errors
+from alexnet_jax.options import InputError
 from alexnet_jax.shown import reason, shown
 
 try:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from alexnet_jax.config import InputError
+from alexnet_jax.options import InputError
 
 MAX_BYTES = 2**30  # of one picture: files that are longer are none, or have no end
 

@@ -18,18 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_jax import command
-from alexnet_jax.config import (
-    ARCHITECTURE_NAMES,
-    PRESETS,
-    Config,
-    InputError,
-    check_bounds,
-    check_choice,
-    network_of,
-    one_of,
-    option,
-)
+from alexnet_jax.config import ARCHITECTURE_NAMES, PRESETS, Config, network_of
 from alexnet_jax.files import whole_paths
+from alexnet_jax.options import InputError, check_bounds, check_choice, one_of, option
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from alexnet_jax import command
-from alexnet_jax.config import InputError, check_bounds, check_choice, one_of, option
 from alexnet_jax.data import imagenet
 from alexnet_jax.data.folders import walk
 from alexnet_jax.data.pictures import MAX_PIXELS, usual_side
 from alexnet_jax.data.preprocessing import Pixels
 from alexnet_jax.files import place, read_plain
+from alexnet_jax.options import InputError, check_bounds, check_choice, one_of, option
 from alexnet_jax.shown import csv_line, progress, say
 
 if TYPE_CHECKING:

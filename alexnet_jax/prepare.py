@@ -25,10 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alexnet_jax import command
-from alexnet_jax.config import InputError, check_bounds, check_choice, one_of, option
 from alexnet_jax.data.images import ENCODINGS
 from alexnet_jax.data.pictures import MAX_PIXELS, usual_side
 from alexnet_jax.files import check_text, only_process, whole_paths
+from alexnet_jax.options import InputError, check_bounds, check_choice, one_of, option
 from alexnet_jax.shown import progress, say
 
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from alexnet_jax.config import InputError
+from alexnet_jax.options import InputError
 from alexnet_jax.shown import reason, short
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]

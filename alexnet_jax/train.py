@@ -13,13 +13,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from alexnet_jax.config import Config, InputError, wrong_with_place
+from alexnet_jax.config import Config
 from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.data.input_pipeline import Batch
 from alexnet_jax.device import parallel
 from alexnet_jax.device.spread import Spread
 from alexnet_jax.files import check_text
+from alexnet_jax.options import InputError, wrong_with_place
 from alexnet_jax.paper.evaluate import Errors
 from alexnet_jax.paper.optim import plateau_after, plateaus
 from alexnet_jax.paper.table import Layers

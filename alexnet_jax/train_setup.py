@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from alexnet_jax.config import LARGEST, Config, InputError, in_steps
+from alexnet_jax.config import Config
 from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.data.input_pipeline import Batch, with_timeout
@@ -21,6 +21,7 @@ from alexnet_jax.device.spread import Spread, spread_over
 from alexnet_jax.device.tuned import missing_forms, tuned, tuned_augmentation
 from alexnet_jax.device.xla import kept
 from alexnet_jax.networks import transfer
+from alexnet_jax.options import LARGEST, InputError, in_steps
 from alexnet_jax.paper.evaluate import Errors, evaluate, make_evaluation_step, make_logits
 from alexnet_jax.paper.model import AlexNet, configured_network, summary
 from alexnet_jax.paper.optim import configured_rule, learning_rates, plateaus, with_plateau

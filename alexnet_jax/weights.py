@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alexnet_jax import command
-from alexnet_jax.config import InputError, check_bounds, check_choice, option
+from alexnet_jax.options import InputError, check_bounds, check_choice, option
 from alexnet_jax.shown import say
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import downloads
-from alexnet_jax.config import InputError
+from alexnet_jax.options import InputError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 

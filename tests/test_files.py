@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from alexnet_jax.config import InputError
 from alexnet_jax.files import only_process, partial_of, place, whole_paths, write_whole
+from alexnet_jax.options import InputError
 
 
 def names(folder):

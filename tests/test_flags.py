@@ -11,9 +11,10 @@ from conftest import COMPILED, TINY
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from alexnet_jax import command, main, train
-from alexnet_jax.config import PRESETS, Config, InputError
+from alexnet_jax.config import PRESETS, Config
 from alexnet_jax.device import parallel
 from alexnet_jax.main import Options
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.architectures import CAFFE, DEMO, ORIGINAL
 from alexnet_jax.paper.table import with_classes
 

@@ -16,9 +16,9 @@ import pytest
 from conftest import TINY, small_config, without_compilation_cache
 
 from alexnet_jax import open_dataset, train
-from alexnet_jax.config import InputError
 from alexnet_jax.device import onednn, parallel
 from alexnet_jax.networks.loading import load
+from alexnet_jax.options import InputError
 from alexnet_jax.runs.workdir import held
 
 PROGRAM = """

@@ -8,7 +8,7 @@ import alexnet_jax
 PACKAGE = Path(alexnet_jax.__file__).parent
 # From the bottom up. `device` stands above `paper`, whose formulas it knows and replaces.
 FLOORS = (
-    {"", "config", "downloads", "files", "figures", "pickles", "reading", "shown"},
+    {"", "config", "downloads", "files", "figures", "options", "pickles", "reading", "shown"},
     {"data"},
     {"paper"},
     {"device"},

@@ -19,8 +19,8 @@ from conftest import ROOT
 
 import alexnet_jax
 from alexnet_jax import figures
-from alexnet_jax.config import InputError
 from alexnet_jax.networks import interchange, pretrained
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.architectures import TORCHVISION
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.train_state import shapes_of_params

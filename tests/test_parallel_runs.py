@@ -12,9 +12,9 @@ from conftest import TINY, small_config
 from test_train import final_params, losses, stopping, without_figures  # noqa: F401
 
 from alexnet_jax import train
-from alexnet_jax.config import InputError
 from alexnet_jax.data.datasets import open_dataset
 from alexnet_jax.networks.loading import load
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.table import with_layers
 from alexnet_jax.train_setup import Metrics
 

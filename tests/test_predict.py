@@ -17,10 +17,10 @@ from conftest import SIZE, TINY, picture, small_config
 from PIL import Image
 
 from alexnet_jax import command as commands, predict, train
-from alexnet_jax.config import InputError
 from alexnet_jax.data import datasets, input_pipeline, shards
 from alexnet_jax.networks import explain
 from alexnet_jax.networks.loading import load
+from alexnet_jax.options import InputError
 from alexnet_jax.shown import Stream, progress, shown
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled", "undrawn")

@@ -8,9 +8,9 @@ from conftest import SHARED, picture
 from PIL import Image
 
 from alexnet_jax import prepare
-from alexnet_jax.config import InputError
 from alexnet_jax.data.datasets import open_dataset
 from alexnet_jax.data.images import upright_rgb
+from alexnet_jax.options import InputError
 
 
 def run(source, output, **options):

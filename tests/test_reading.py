@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies
 
-from alexnet_jax.config import InputError
+from alexnet_jax.options import InputError
 from alexnet_jax.reading import (
     LARGEST,
     ArrayForm,

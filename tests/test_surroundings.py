@@ -19,8 +19,9 @@ from conftest import TINY, small_config
 from hypothesis import assume, given, settings, strategies as st
 
 from alexnet_jax import command, features, main, open_dataset, predict, prepare, train, weights
-from alexnet_jax.config import LARGEST, PRESETS, Config, InputError, in_steps
+from alexnet_jax.config import PRESETS, Config
 from alexnet_jax.data import datasets
+from alexnet_jax.options import LARGEST, InputError, in_steps
 from alexnet_jax.runs.log import RunLog
 from alexnet_jax.train_setup import Intervals
 

@@ -21,11 +21,11 @@ import pytest
 from conftest import CROP, SIZE, TINY, small_config, without_compilation_cache
 
 from alexnet_jax import train, train_setup
-from alexnet_jax.config import InputError, in_steps
 from alexnet_jax.data.datasets import open_dataset
 from alexnet_jax.data.input_pipeline import training_batches
 from alexnet_jax.device import onednn, parallel
 from alexnet_jax.networks.loading import load
+from alexnet_jax.options import InputError, in_steps
 from alexnet_jax.paper import evaluate, model
 from alexnet_jax.paper.optim import PlateauState, papers_rule, with_plateau
 from alexnet_jax.paper.table import with_classes

@@ -11,12 +11,12 @@ from typing import Any, TypeVar, overload
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data import cifar10, tars
 from alexnet_jax.data.imagenet import named
 from alexnet_jax.data.layouts import Source, split_of
 from alexnet_jax.data.shards import Item
 from alexnet_jax.data.tars import Place
+from alexnet_jax.options import InputError
 from alexnet_jax.shown import reason, say
 
 IMAGENET = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")

@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from alexnet_jax import pickles
-from alexnet_jax.config import InputError
 from alexnet_jax.data import tars
 from alexnet_jax.data.layouts import Source
 from alexnet_jax.data.shards import Item
 from alexnet_jax.data.tars import Place
+from alexnet_jax.options import InputError
 from alexnet_jax.pickles import Maker, Stub
 
 ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data import manifest, shapes, shards
 from alexnet_jax.data.images import Pixels, Statistics
 from alexnet_jax.data.writing import write
 from alexnet_jax.files import check_text
+from alexnet_jax.options import InputError
 from alexnet_jax.reading import ArrayForm, read_arrays
 from alexnet_jax.shown import reason, say
 

@@ -9,10 +9,10 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Float64, UInt8
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data.pictures import MAX_PIXELS
 from alexnet_jax.data.preprocessing import OWN, Pixels, Preprocessing
 from alexnet_jax.files import place, read_plain
+from alexnet_jax.options import InputError
 
 JPEG_QUALITY = 95
 

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data import shards
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.data.images import ENCODINGS
+from alexnet_jax.options import InputError
 
 PART = 64  # images that one thread reads in a row
 

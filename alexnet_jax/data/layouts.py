@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data import imagenet
 from alexnet_jax.data.folders import File
 from alexnet_jax.data.shards import Item
+from alexnet_jax.options import InputError
 from alexnet_jax.shown import say, short
 
 SPLITS = {"train": "train|training", "validation": "val|valid|validation|dev", "test": "test|testing"}

@@ -12,12 +12,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data.folders import is_ignored
 from alexnet_jax.data.images import ENCODINGS
 from alexnet_jax.data.layouts import SPLITS
 from alexnet_jax.data.shards import VERSION
 from alexnet_jax.files import sha256
+from alexnet_jax.options import InputError
 from alexnet_jax.reading import Count, fitted, read_json
 from alexnet_jax.shown import short
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection
 from typing import Any
 
-from alexnet_jax.config import InputError
+from alexnet_jax.options import InputError
 
 Tell = Callable[[int], None]
 

@@ -18,10 +18,10 @@ from array_record.python import array_record_module
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.proto import tf_example_pb2
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data import processes
 from alexnet_jax.data.images import ENCODINGS, Pixels, Sums, upright_rgb
 from alexnet_jax.files import sha256, write_whole
+from alexnet_jax.options import InputError
 from alexnet_jax.reading import ArrayForm, archive, read_arrays
 
 EXAMPLES_PER_SHARD = 1024

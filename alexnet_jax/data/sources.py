@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data import folders, tars
 from alexnet_jax.data.folders import File
 from alexnet_jax.data.layouts import split_of
+from alexnet_jax.options import InputError
 from alexnet_jax.shown import reason, say
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_info, naming, splits as tfds_splits
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data import manifest, processes, shards
 from alexnet_jax.data.images import Sums
 from alexnet_jax.data.layouts import check_classes
 from alexnet_jax.data.pictures import MAX_PIXELS
 from alexnet_jax.files import check_text, only_process, sha256
+from alexnet_jax.options import InputError
 from alexnet_jax.reading import archive
 
 NAME = "images"  # of the data set, as TFDS has it

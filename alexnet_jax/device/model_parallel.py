@@ -17,8 +17,8 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from alexnet_jax.config import InputError
 from alexnet_jax.device.parallel import AXIS
+from alexnet_jax.options import InputError
 from alexnet_jax.paper import layers as formulas
 from alexnet_jax.paper.normalization import local_response_norm, spatial_response_norm
 from alexnet_jax.paper.table import Conv, Dense, Layers, Local, named

@@ -24,8 +24,8 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from tqdm import tqdm
 
-from alexnet_jax.config import InputError
 from alexnet_jax.device.xla import compiler_options
+from alexnet_jax.options import InputError
 from alexnet_jax.shown import Stream, say
 
 AXIS = "batch"

@@ -12,10 +12,11 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config
 from alexnet_jax.device import model_parallel, parallel
 from alexnet_jax.device.model_parallel import BY_IMAGES, WHOLE
 from alexnet_jax.device.xla import compiler_options
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.table import Layers
 from alexnet_jax.paper.train_step import Augment, Draws
 

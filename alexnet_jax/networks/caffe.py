@@ -13,8 +13,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 from jaxtyping import Float
 
-from alexnet_jax.config import InputError
 from alexnet_jax.files import read_plain
+from alexnet_jax.options import InputError
 from alexnet_jax.shown import reason, short
 
 # caffe.proto of BVLC/caffe: message → (field, number, type, repeated). Of the two lists of layers, the older one has

@@ -13,7 +13,6 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from alexnet_jax import figures
-from alexnet_jax.config import InputError
 from alexnet_jax.data import imagenet, input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.data.input_pipeline import Batch
@@ -21,6 +20,7 @@ from alexnet_jax.device import parallel
 from alexnet_jax.files import write_whole
 from alexnet_jax.networks.loading import load
 from alexnet_jax.networks.network import Trained
+from alexnet_jax.options import InputError
 from alexnet_jax.paper import evaluate
 from alexnet_jax.paper.evaluate import Errors
 from alexnet_jax.reading import ArrayForm, archive, read_arrays

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from alexnet_jax.config import InputError
 from alexnet_jax.networks.network import Trained
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.augment import center_view, subtract_mean
 from alexnet_jax.paper.model import AlexNet, outputs
 from alexnet_jax.paper.table import Conv, named, output_names, step_names, with_layers

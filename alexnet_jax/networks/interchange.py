@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config
 from alexnet_jax.data import preprocessing
 from alexnet_jax.data.preprocessing import Preprocessing
 from alexnet_jax.networks import caffe, pth
 from alexnet_jax.networks.network import Trained, network_of_arrays
 from alexnet_jax.networks.one_file import read_safetensors
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.architectures import CAFFE, CAFFE_IMAGE_SIZE, TORCHVISION, pooling_first
 from alexnet_jax.paper.model import summary
 from alexnet_jax.paper.table import Conv, Layers, Local, named, with_classes

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int32
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.device import xla
 from alexnet_jax.files import named_in_errors, partial_of
 from alexnet_jax.networks.network import Trained
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.table import named, output_names, step_names
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import jax
 
-from alexnet_jax.config import InputError
 from alexnet_jax.networks import one_file, pretrained
 from alexnet_jax.networks.network import Trained, built, check_mean
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.evaluate import all_class_names
 from alexnet_jax.paper.table import Layers
 from alexnet_jax.paper.written import differences, listed, to_json

@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree, UInt8
 
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config
 from alexnet_jax.data.ahead import one_behind, read_ahead
 from alexnet_jax.data.datasets import Dataset, open_dataset
 from alexnet_jax.data.images import read_file
@@ -21,6 +21,7 @@ from alexnet_jax.data.pictures import MAX_PIXELS
 from alexnet_jax.data.preprocessing import OWN, Pixels, Preprocessing
 from alexnet_jax.device import xla
 from alexnet_jax.device.tuned import tuned
+from alexnet_jax.options import InputError
 from alexnet_jax.paper import evaluate
 from alexnet_jax.paper.augment import center_view, subtract_mean
 from alexnet_jax.paper.model import AlexNet, configured_network, outputs

@@ -15,10 +15,11 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config
 from alexnet_jax.data.preprocessing import OWN, Preprocessing
 from alexnet_jax.files import check_plain, versions, write_whole
 from alexnet_jax.networks.network import Trained, network_of_arrays
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.table import Layers
 from alexnet_jax.paper.written import differences, listed, to_json
 from alexnet_jax.reading import Count, checksum, from_json

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax.config import InputError
 from alexnet_jax.files import versions
 from alexnet_jax.networks.network import Trained
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.layers import overhang
 from alexnet_jax.paper.model import outputs
 from alexnet_jax.paper.table import Conv, Dense, Local, Step, named, output_names, step_names

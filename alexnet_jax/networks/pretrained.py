@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from alexnet_jax.config import InputError, check_choice
 from alexnet_jax.data import imagenet
 from alexnet_jax.downloads import Published, fetched
 from alexnet_jax.networks import interchange
 from alexnet_jax.networks.network import Trained
+from alexnet_jax.options import InputError, check_choice
 from alexnet_jax.paper.architectures import CAFFE_IMAGE_SIZE
 from alexnet_jax.paper.table import Layers
 

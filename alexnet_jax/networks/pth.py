@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from alexnet_jax import pickles
-from alexnet_jax.config import InputError
 from alexnet_jax.files import check_plain
+from alexnet_jax.options import InputError
 from alexnet_jax.pickles import Maker, Stub
 from alexnet_jax.shown import reason, short
 

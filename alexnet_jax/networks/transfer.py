@@ -11,11 +11,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config
 from alexnet_jax.data import imagenet
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.files import write_whole
 from alexnet_jax.networks.loading import load, table
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.table import Layers, named
 from alexnet_jax.paper.train_state import shapes_of_params

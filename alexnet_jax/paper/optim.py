@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from alexnet_jax.config import LARGEST, Config
+from alexnet_jax.config import Config
+from alexnet_jax.options import LARGEST
 
 
 def papers_rule(

@@ -11,8 +11,9 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from alexnet_jax.config import LARGEST, Config
+from alexnet_jax.config import Config
 from alexnet_jax.data.images import Statistics
+from alexnet_jax.options import LARGEST
 from alexnet_jax.paper.augment import image_keys, patches, split_each, training_views
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.train_state import TrainState

@@ -24,9 +24,9 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as policies
 
-from alexnet_jax.config import InputError
 from alexnet_jax.device import parallel
 from alexnet_jax.files import check_text
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.train_state import TrainState
 from alexnet_jax.paper.written import Written, as_written, differences, listed
 from alexnet_jax.reading import Positive, read_json

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.config import InputError
+from alexnet_jax.options import InputError
 from alexnet_jax.shown import short
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import msgspec
 
-from alexnet_jax.config import InputError
 from alexnet_jax.files import named_in_errors, write_whole
+from alexnet_jax.options import InputError
 from alexnet_jax.reading import Count, Fraction, Positive, read_lines
 from alexnet_jax.shown import progress, say, shown
 

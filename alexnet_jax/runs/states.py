@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from alexnet_jax.config import InputError
 from alexnet_jax.device import parallel
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.written import Written
 
 

@@ -11,9 +11,10 @@ import msgspec
 import numpy as np
 from jaxtyping import Float
 
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config
 from alexnet_jax.data.datasets import Dataset, open_dataset
 from alexnet_jax.files import only_process, versions, write_whole
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.architectures import ARCHITECTURES
 from alexnet_jax.paper.table import Layers, with_classes
 from alexnet_jax.paper.written import Written, as_written, differences, from_json, listed

@@ -15,9 +15,9 @@ from conftest import picture
 from PIL import Image
 
 from alexnet_jax import prepare
-from alexnet_jax.config import InputError
 from alexnet_jax.data import archives, cifar10
 from alexnet_jax.data.datasets import open_dataset
+from alexnet_jax.options import InputError
 
 
 def run(source, output, **options):

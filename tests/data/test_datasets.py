@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 from conftest import SIZE, picture
 from PIL import Image
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data import datasets, manifest, shapes, shards
+from alexnet_jax.options import InputError
 
 
 def item(split, index):

@@ -16,8 +16,8 @@ from PIL import Image
 from test_shards import contents
 
 from alexnet_jax import prepare
-from alexnet_jax.config import InputError
 from alexnet_jax.data import datasets, shards
+from alexnet_jax.options import InputError
 
 
 @pytest.fixture(autouse=True)

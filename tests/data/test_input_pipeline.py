@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data import input_pipeline, shards
 from alexnet_jax.data.datasets import open_dataset
+from alexnet_jax.options import InputError
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from conftest import ROOT
 from test_datasets import write
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data import archives, datasets, manifest
+from alexnet_jax.options import InputError
 
 
 @pytest.fixture(scope="module")

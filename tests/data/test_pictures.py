@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data import pictures
 from alexnet_jax.data.images import read_file, upright_rgb
 from alexnet_jax.data.tiff import MOST_SAID, libtiff
+from alexnet_jax.options import InputError
 from alexnet_jax.shown import say
 
 CORNERS = ((230, 30, 30), (30, 200, 40), (20, 40, 220), (120, 120, 120))  # from left to right, from top to bottom

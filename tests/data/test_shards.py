@@ -17,9 +17,9 @@ from conftest import interrupted_after
 from drawn import NAMES, fail, items, picture, write
 from PIL import Image
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data import datasets, images, manifest, shards
 from alexnet_jax.data.input_pipeline import evaluation_batches
+from alexnet_jax.options import InputError
 
 
 def contents(path):

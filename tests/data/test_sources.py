@@ -12,10 +12,10 @@ from conftest import picture
 from PIL import Image
 
 from alexnet_jax import predict, prepare
-from alexnet_jax.config import InputError
 from alexnet_jax.data import tars
 from alexnet_jax.data.datasets import open_dataset
 from alexnet_jax.data.layouts import split_of
+from alexnet_jax.options import InputError
 
 
 def png(number=0):

@@ -11,9 +11,9 @@ import pytest
 from conftest import CROP, TINY, small_config
 
 from alexnet_jax import AlexNet, Conv, Dense, dropout, papers_rule, relu, takes_key, with_classes
-from alexnet_jax.config import InputError
 from alexnet_jax.device.spread import Spread, mean_in_bfloat16, spread_over
 from alexnet_jax.device.tuned import tuned
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.architectures import PAPER
 from alexnet_jax.paper.table import Local
 from alexnet_jax.paper.train_state import TrainState, init_params

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from conftest import CROP, TINY, picture
 
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config
 from alexnet_jax.data import datasets, input_pipeline, shards
 from alexnet_jax.networks import ensemble, one_file
 from alexnet_jax.networks.loading import load
+from alexnet_jax.options import InputError
 from alexnet_jax.paper import model
 from alexnet_jax.train import fit
 

@@ -10,9 +10,10 @@ from conftest import TINY
 from PIL import Image
 
 from alexnet_jax import figures
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config
 from alexnet_jax.networks import explain
 from alexnet_jax.networks.network import Trained
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.architectures import ORIGINAL, PAPER, TORCHVISION
 from alexnet_jax.paper.layers import pool, relu
 from alexnet_jax.paper.model import AlexNet

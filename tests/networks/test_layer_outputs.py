@@ -18,12 +18,13 @@ from conftest import CROP, TINY
 from PIL import Image
 
 from alexnet_jax import command, features, figures
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config
 from alexnet_jax.data import datasets, input_pipeline
 from alexnet_jax.data.ahead import one_behind, read_ahead
 from alexnet_jax.networks import layer_outputs, network as networks, one_file
 from alexnet_jax.networks.layer_outputs import features_of_split
 from alexnet_jax.networks.loading import load
+from alexnet_jax.options import InputError
 from alexnet_jax.paper import model
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.table import output_names

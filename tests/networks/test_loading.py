@@ -17,12 +17,13 @@ import safetensors.numpy
 from conftest import CROP, SIZE, TINY
 from flax.traverse_util import flatten_dict
 
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config
 from alexnet_jax.data.datasets import open_dataset
 from alexnet_jax.device.tuned import tuned
 from alexnet_jax.networks import one_file, transfer
 from alexnet_jax.networks.loading import load
 from alexnet_jax.networks.network import Trained
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.layers import relu, takes_key
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.optim import papers_rule

@@ -14,10 +14,11 @@ import pytest
 from conftest import TINY
 
 from alexnet_jax import weights
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config
 from alexnet_jax.networks import one_file
 from alexnet_jax.networks.network import Trained
 from alexnet_jax.networks.onnx import OPSET, STEPS, to_onnx
+from alexnet_jax.options import InputError
 from alexnet_jax.paper import layers as formulas
 from alexnet_jax.paper.architectures import ARCHITECTURES, PAPER
 from alexnet_jax.paper.layers import dropout, lrn, pool, relu

@@ -22,10 +22,10 @@ from test_weights import (
     torchvision_tensors,
 )
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data.preprocessing import CAFFE, OWN, TORCHVISION, Preprocessing, opencv_linear
 from alexnet_jax.networks import interchange, one_file
 from alexnet_jax.networks.loading import load
+from alexnet_jax.options import InputError
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 PHOTOGRAPHS = SHARED / "data" / "photos-original-size.tar"

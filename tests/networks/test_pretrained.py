@@ -18,11 +18,12 @@ from PIL import Image
 
 import alexnet_jax
 from alexnet_jax import command, downloads, features, main, predict, weights
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config
 from alexnet_jax.data import archives, imagenet
 from alexnet_jax.data.datasets import open_dataset
 from alexnet_jax.networks import interchange, pretrained, transfer
 from alexnet_jax.networks.loading import load
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.architectures import CAFFE, TORCHVISION
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.table import named, with_classes, with_column

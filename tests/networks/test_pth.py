@@ -12,8 +12,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from alexnet_jax.config import InputError
 from alexnet_jax.networks import pth
+from alexnet_jax.options import InputError
 
 # What PyTorch wrote
 

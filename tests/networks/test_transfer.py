@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from conftest import CROP, TINY, picture
 
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config
 from alexnet_jax.data import datasets, shards
 from alexnet_jax.device.tuned import tuned
 from alexnet_jax.networks import one_file, pretrained
 from alexnet_jax.networks.loading import load
 from alexnet_jax.networks.network import Trained
 from alexnet_jax.networks.transfer import find_origin, table_of_origin
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.architectures import TORCHVISION
 from alexnet_jax.paper.layers import relu
 from alexnet_jax.paper.model import AlexNet

@@ -21,11 +21,12 @@ from conftest import CROP, TINY
 from flax.traverse_util import flatten_dict
 
 from alexnet_jax import command, weights
-from alexnet_jax.config import Config, InputError
+from alexnet_jax.config import Config
 from alexnet_jax.data.datasets import open_dataset
 from alexnet_jax.networks import caffe, interchange, one_file
 from alexnet_jax.networks.loading import load
 from alexnet_jax.networks.network import Trained, network_of_arrays
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.architectures import CAFFE, PAPER, TORCHVISION
 from alexnet_jax.paper.model import AlexNet
 from alexnet_jax.paper.table import Conv, Dense, Local, with_column

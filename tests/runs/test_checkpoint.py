@@ -17,8 +17,8 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax.config import InputError
 from alexnet_jax.device import parallel
+from alexnet_jax.options import InputError
 from alexnet_jax.paper import optim
 from alexnet_jax.paper.table import Conv, Dense
 from alexnet_jax.paper.train_state import TrainState

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_checkpoint import TABLE, equal, names, restore, save, state
 
-from alexnet_jax.config import InputError
+from alexnet_jax.options import InputError
 from alexnet_jax.runs import checkpoint
 
 # Orbax leaves tasks behind where its reading fails, whose end Python then complains of.

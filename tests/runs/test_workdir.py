@@ -14,8 +14,8 @@ import jax
 import pytest
 from conftest import TINY, small_config
 
-from alexnet_jax.config import InputError
 from alexnet_jax.data.datasets import open_dataset
+from alexnet_jax.options import InputError
 from alexnet_jax.paper.table import with_layers
 from alexnet_jax.paper.written import to_json
 from alexnet_jax.reading import read_json
