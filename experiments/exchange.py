@@ -64,9 +64,9 @@ WAYS: dict[str, dict[str, Any]] = {
 SEEDS, DEVICES = range(3), 4
 SMALL = (  # learns the built-in shapes within a minute
     Conv(24, 11, stride=8, padding=2, then=(relu, pool)),
-    Conv(48, 5, padding=2, std=0.06, then=(relu, pool)),
-    Dense(256, std=0.03, then=(relu, dropout)),
-    Dense(10, std=0.06),
+    Conv(48, 5, padding=2, std=0.02, then=(relu, pool)),
+    Dense(256, then=(relu, dropout)),
+    Dense(10, std=0.02),
 )
 
 
@@ -159,9 +159,9 @@ def main() -> None:
         of_run = functools.partial(
             dataclasses.replace,
             PRESETS["demo"],
-            epochs=4.0,
+            epochs=3.0,
             learning_rate=0.003,
-            learning_rate_drops=(3.0,),
+            learning_rate_drops=(2.0,),
             log_every="0.5epochs",
         )
         runs = []

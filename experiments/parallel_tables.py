@@ -4,7 +4,7 @@ import statistics
 from typing import Any
 
 from intervals import difference
-from record import log, mean_and_std, table, where
+from record import RESULTS, log, mean_and_std, table, where
 
 FLAGS = {
     "data parallel": "none",
@@ -32,6 +32,8 @@ def exchange() -> str:
 
 
 def exchange_precision() -> str:
+    if not (RESULTS / "exchange_precision.json").exists():
+        return "Not run yet: `python experiments/exchange.py --losses`."
     values = log("exchange_precision")
     runs = {
         name: [run for run in values["runs"] if run["exchange_precision"] == name] for name in ("float32", "bfloat16")
@@ -56,6 +58,8 @@ def exchange_precision() -> str:
 
 
 def exchange_overlap() -> str:
+    if not (RESULTS / "exchange_v5e.json").exists():
+        return "Not run yet: `python experiments/exchange.py --target=v5e`."
     values = log("exchange_v5e")
 
     def cells(found: dict[str, Any]) -> list[Any]:

@@ -113,7 +113,7 @@ def test_a_metric_sees_the_whole_of_parameters_gradients_and_batch(run, tmp_path
         return sum(jnp.sum(jnp.abs(gradient)) for gradient in jax.tree.leaves(of.gradients))
 
     run(tmp_path, way, metrics=Metrics({"norm": seen}), epochs=0.5)
-    assert shapes[0] == [(32, 16), (16,), (16, 3)]
+    assert shapes[0] == [(72, 16), (16,), (16, 3)]
 
 
 def test_a_run_of_other_widths_is_refused(run, tmp_path):
