@@ -3,9 +3,10 @@
 from typing import Any
 
 from intervals import difference
-from record import log, mean_and_std, table, where
+from record import RESULTS, log, mean_and_std, table, where
 from scaling_model import BATCHES, MACHINES, bytes_sent, images_where_even, seconds_computing, speedup
 
+NOT_YET = "Not measured yet."
 NAMES = {
     "float32": "data parallel",
     "bfloat16": "data parallel, gradients in bfloat16",
@@ -16,6 +17,8 @@ NAMES = {
 
 def scaling() -> str:
     """Bytes, the exchange alone and the whole step, by hosts, kind and link."""
+    if not (RESULTS / "scaling.json").exists():
+        return NOT_YET
     values = log("scaling")
     alone = _mean(values["rows"][0]["step"])
     rows = []
@@ -81,6 +84,8 @@ def _two_digits(number: float) -> str:
 
 def large_batches() -> str:
     """The error by batch and rule, and its difference to that of the small batch."""
+    if not (RESULTS / "large_batches.json").exists():
+        return NOT_YET
     values = log("large_batches")
     errors = {name: [of["result"]["top1_error"] for of in found] for name, found in values["results"].items()}
     first, rows = errors[values["first"]], []
