@@ -41,7 +41,8 @@ def test_help_lists_every_field_with_its_default_in_each_preset():
     process = call("--help")
     assert process.returncode == 0
     out = " ".join(process.stdout.split())
-    assert "--batch_size: images a step, over all devices together (§5) (default: 32; paper: 128; original: 128)" in out
+    batch_sizes = "default: 32; paper: 128; original: 128; one_weird_trick: 1024; lars: 8192"
+    assert f"--batch_size: images a step, over all devices together (§5) ({batch_sizes})" in out
     assert "from every patch, not each pixel's own mean (default: False; original: True)" in out
     assert f"--architecture: the network: one of {', '.join(ARCHITECTURE_NAMES)}; none: " in out
     assert "--momentum: momentum (§5) (default: 0.9)" in out
