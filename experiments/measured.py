@@ -73,7 +73,7 @@ MEASURED: dict[str, tuple[str, ...]] = {  # by experiment; its own file counts a
         *(f"alexnet_jax/{name}.py" for name in ("downloads", "features", "predict", "weights", "data/preprocessing")),
     ),
     "relu_vs_tanh": CIFAR,
-    "scaling": (*SPEED, "alexnet_jax/device/parallel.py", "experiments/hosts.py"),
+    "scaling": (*SPEED, *PARALLEL, "experiments/hosts.py"),
     "small_claims": CIFAR,
     "specialisation": (),
     "step_profile": (*SPEED, "alexnet_jax/device/accelerator_forms.py", "experiments/contenders.py"),

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from hosts import Hosts, address, hosts
 from jax import lax
-from program_text import BYTES
+from program_text import SENT, bytes_sent
 from record import save
 
 from alexnet_jax import PAPER, PRESETS, Config, Metrics, init_state, open_dataset
@@ -50,18 +50,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "dense": {"dense_parallel": True},
     "columns": {"columns_parallel": True},
 }
-# Those that there are.
-KINDS = {name: of for name, of in KINDS.items() if of.keys() <= {field.name for field in dataclasses.fields(Config)}}
 EXCHANGES, STEPS = 5, 1
-
-# What one of n hosts sends in a ring, as multiples of the bytes of its result.
-SENT: dict[str, Callable[[int], float]] = {
-    "all-gather": lambda n: (n - 1) / n,
-    "reduce-scatter": lambda n: n - 1,
-    "all-reduce": lambda n: 2 * (n - 1) / n,
-    "all-to-all": lambda n: (n - 1) / n,
-    "collective-permute": lambda n: 1,
-}
 TYPES = {"f32": jnp.float32, "s32": jnp.int32, "u32": jnp.uint32, "u16": jnp.uint16}  # XLA sends no bf16 on CPUs
 
 Exchange = tuple[str, list[tuple[str, int]]]  # its kind, and (type, numbers) of each of its results
@@ -75,15 +64,6 @@ def exchanges(text: str) -> list[Exchange]:
         (kind, [(of, int(np.prod([int(length) for length in dims.split(",") if length]))) for of, dims in results])
         for kind, results in shapes
     ]
-
-
-def bytes_sent(found: Sequence[Exchange], number: int) -> dict[str, int]:
-    """By each of so many hosts, by kind."""
-    total: dict[str, int] = {}
-    for kind, results in found:
-        size = sum(BYTES[of] * numbers for of, numbers in results)
-        total[kind] = total.get(kind, 0) + round(size * SENT[kind](number))
-    return total
 
 
 def replay(found: Sequence[Exchange], devices: Sequence[jax.Device]) -> tuple[Callable, list[list[jax.Array]]]:
@@ -125,14 +105,13 @@ def work(kind: str, number: int, host: int, workdir: Path) -> None:
     config = dataclasses.replace(PRESETS["paper"], batch_size=BATCH * number, **KINDS[kind])
     with contextlib.ExitStack() as held:
         run = set_up(PAPER, open_dataset("shapes"), config, workdir, None, None, Metrics(), None, held)
-        where = getattr(run, "spread", None)  # who holds what, where there is more than one way
-        put = where.put if where else lambda state: parallel.replicate(state, run.devices)
-        step, batches = with_input(run.step, config, run.dataset, where or run.devices, range(1000))
-        state, batch = put(init_state(run.net, run.optimizer)), next(run.sent(batches))
-        found = exchanges(step.lower(state, batch).compile().as_text())
-        exchange, arrays = replay(found, parallel.all_devices())
-        assert bytes_sent(exchanges(exchange.lower(arrays).compile().as_text()), number) == bytes_sent(found, number)
-        tell({"bytes_by_kind": bytes_sent(found, number), "exchanges": len(found)})
+        step, batches = with_input(run.step, config, run.dataset, run.spread, range(1000))
+        state, batch = run.spread.put(init_state(run.net, run.optimizer)), next(run.sent(batches))
+        program = step.lower(state, batch).compile().as_text()
+        exchange, arrays = replay(exchanges(program), parallel.all_devices())
+        sent = bytes_sent(program, number)
+        assert bytes_sent(exchange.lower(arrays).compile().as_text(), number) == sent
+        tell({"bytes_by_kind": sent, "exchanges": len(exchanges(program))})
         for line in sys.stdin:
             start = time.perf_counter()
             if line.strip() == "step":

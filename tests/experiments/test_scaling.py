@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+import program_text
 import record
 import scaling
 import scaling_model
@@ -29,8 +30,11 @@ def test_the_exchanges_of_a_program_in_their_order():
         ("reduce-scatter", [("f32", 3)]),
         ("all-to-all", [("f32", 4), ("f32", 4)]),
     ]
-    assert scaling.bytes_sent(found, 2) == {"all-reduce": 64, "all-gather": 32, "reduce-scatter": 12, "all-to-all": 16}
-    assert scaling.bytes_sent(found[:2], 4) == {"all-reduce": 96, "all-gather": 48}
+    sent = {"all-reduce": 64, "all-gather": 32, "reduce-scatter": 12, "all-to-all": 16}
+    assert program_text.bytes_sent(TEXT, 2) == sent
+    assert program_text.bytes_sent(TEXT, 4) == {
+        "all-reduce": 96, "all-gather": 48, "reduce-scatter": 36, "all-to-all": 24,
+    }  # fmt: skip
 
 
 def test_they_are_done_again_by_a_program_of_nothing_else():
@@ -38,7 +42,7 @@ def test_they_are_done_again_by_a_program_of_nothing_else():
     program, arrays = scaling.replay(found, devices)
     arrays = jax.tree.map(lambda of: np.repeat(of, 2, axis=0), arrays)  # here both devices are of one host
     compiled = program.lower(arrays).compile()
-    assert scaling.bytes_sent(scaling.exchanges(compiled.as_text()), 2) == scaling.bytes_sent(found, 2)
+    assert program_text.bytes_sent(compiled.as_text(), 2) == program_text.bytes_sent(TEXT, 2)
     done = compiled(arrays)
     assert [[array.shape for array in of] for of in done] == [[(2, 10), (2, 6)], [(2, 32)], [(2, 3)], [(2, 8)]]
     assert [float(np.float32(of[0][0, 0])) for of in done] == [2, 1, 2, 1]
