@@ -37,7 +37,7 @@ from jax import lax
 from program_text import SENT, bytes_sent
 from record import save
 
-from alexnet_jax import PAPER, PRESETS, Config, Metrics, init_state, open_dataset
+from alexnet_jax import PAPER, PRESETS, Metrics, init_state, open_dataset
 from alexnet_jax.device import parallel
 from alexnet_jax.train import with_input
 from alexnet_jax.train_setup import set_up
