@@ -221,8 +221,9 @@ PRESETS: dict[str, Config] = {
     "one_weird_trick": for_batch(
         Config(epochs=90.0, learning_rate_drops=(22.5, 45.0, 67.5), learning_rate_divisor=250 ** (1 / 3)), 1024
     ),
-    # LARS (arXiv:1708.03888) with the numbers of its authors' AlexNet with batch normalisation at 8,192 images, which
-    # this network has not. Ours: a plateau in the place of their (1 - t/T)², and the biases' rate, by the sqrt rule.
+    # LARS (arXiv:1708.03888) with the numbers of a published solver file (Caffe, models/alexnet_bn) for AlexNet with
+    # batch normalisation, which this network has not, at 8,192 images. Ours: a plateau in the place of its (1 - t/T)²,
+    # and the biases' rate, by the sqrt rule.
     "lars": Config(
         batch_size=8192,
         epochs=100.0,
