@@ -2,7 +2,7 @@
 that are sent in bfloat16 do to the loss.
 
   python experiments/exchange.py                 five minutes on two cores: the bytes
-  python experiments/exchange.py --losses        five minutes: the losses
+  python experiments/exchange.py --losses        ten minutes: the losses
   python experiments/exchange.py --target=v5e    ten minutes; needs jax[tpu]: which exchanges run beside computing
 
 Expected: with the dense layers in columns, a ninth of data parallelism's bytes on 2 devices, and a third on 8, at 128
@@ -61,7 +61,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "dense layers in columns": {"dense_parallel": True},
     "all layers in two columns": {"columns_parallel": True},
 }
-SEEDS, DEVICES = range(3), 4
+SEEDS, DEVICES = range(6), 4
 SMALL = (  # learns the built-in shapes within a minute
     Conv(24, 11, stride=8, padding=2, then=(relu, pool)),
     Conv(48, 5, padding=2, std=0.02, then=(relu, pool)),
