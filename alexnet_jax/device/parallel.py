@@ -181,11 +181,38 @@ def pmap_step(
                 return step(*jax.device_get((state, whole, *others)))
 
         return operation_by_operation
-    mapped = jax.pmap(step, AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donated)
     options = compiler_options(devices)
-    if not options or several_hosts():  # whose arrays `jit` does not take
+    if options and several_hosts():
+        return _over_hosts(step, devices, shared, donated, options)
+    mapped = jax.pmap(step, AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donated)
+    if not options:
         return mapped
     return jax.jit(lambda *arguments: mapped(*arguments), donate_argnums=donated, compiler_options=options)
+
+
+def _over_hosts(
+    step: Callable, devices: Sequence[jax.Device], shared: int, donated: tuple[int, ...], options: dict[str, str]
+) -> Callable:
+    """What `pmap` does over several hosts, with compiler options: it takes none, and `jit` not its arrays."""
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+    whole, pieces = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(AXIS)
+    specs = (whole, pieces, *[whole] * shared)
+
+    def on_one(state: PyTree, batch: PyTree, *others: PyTree) -> PyTree:
+        return step(state, jax.tree.map(lambda x: x[0], batch), *others)
+
+    on_each = jax.shard_map(on_one, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
+    compiled = jax.jit(on_each, donate_argnums=donated, compiler_options=options)
+
+    def of_all_hosts(arguments: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        return multihost_utils.host_local_array_to_global_array(arguments, mesh, specs)
+
+    def on_all(*arguments: PyTree) -> PyTree:
+        found = compiled(*of_all_hosts(arguments))
+        return multihost_utils.global_array_to_host_local_array(found, mesh, whole)
+
+    on_all.lower = lambda *arguments: compiled.lower(*of_all_hosts(arguments))  # type: ignore[attr-defined]
+    return on_all
 
 
 def shard(batch: PyTree, devices: Sequence[jax.Device]) -> PyTree:

@@ -10,7 +10,6 @@ import jax
 from alexnet_jax.config import Config
 from alexnet_jax.data.images import Statistics
 from alexnet_jax.device import accelerator_forms, forms, onednn
-from alexnet_jax.device.parallel import several_hosts
 from alexnet_jax.device.xla import kept
 from alexnet_jax.paper import layers as formulas
 from alexnet_jax.paper.augment import patches
@@ -87,7 +86,5 @@ def missing_forms(devices: Sequence[jax.Device] | None = None) -> str:
     """What is not as fast as it could be on these devices, and why, in a line; nothing where all is."""
     if (devices or jax.devices())[0].platform != "cpu":
         return ""
-    reasons = [f"oneDNN's convolutions and products ({reason})"] if (reason := onednn.missing()) else []
-    if several_hosts():
-        reasons.append("Eigen's products in place of YNNPACK's (several hosts)")
-    return f"slower than it could be, without {', '.join(reasons)}" if reasons else ""
+    reason = onednn.missing()
+    return f"slower than it could be, without oneDNN's convolutions and products ({reason})" if reason else ""

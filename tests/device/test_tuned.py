@@ -107,11 +107,7 @@ def test_steps_keep_their_keywords():
 def test_a_line_says_what_is_left_out(monkeypatch):
     assert missing_forms(GPU) == missing_forms(TPU) == ""
     cache = "oneDNN's convolutions and products (a compilation cache cannot keep programs that call them)"
-    hosts = "Eigen's products in place of YNNPACK's (several hosts)"
     assert missing_forms(CPU) == f"slower than it could be, without {cache}"
-    with monkeypatch.context() as patch:
-        patch.setattr(jax, "process_count", lambda: 2)
-        assert missing_forms() == f"slower than it could be, without {cache}, {hosts}"
     with without_compilation_cache(), monkeypatch.context() as patch:
         patch.setattr(onednn, "_fault", lambda: "")
         assert missing_forms(CPU) == ""
