@@ -27,7 +27,8 @@ def test_on_its_own_is_not_computed_again_in_each_user():
     assert "maximum" not in kept[kept.index("ENTRY") :].split("conditional(")[1]
 
 
-def test_steps_on_cpu_leave_ynnpack_out():
+@pytest.mark.parametrize("several", [False, True])
+def test_steps_on_cpu_leave_ynnpack_out(monkeypatch, several):
     """With a product that XLA would give to it: else this test says nothing."""
 
     def step(state, batch):
@@ -36,6 +37,7 @@ def test_steps_on_cpu_leave_ynnpack_out():
     matrix = jnp.ones((300, 300))
     if "__ynn_fusion" not in jax.jit(step).lower(matrix, matrix).compile().as_text():
         pytest.skip("this jaxlib leaves YNNPACK out by itself")
+    monkeypatch.setattr(parallel, "several_hosts", lambda: several)
     devices = jax.devices()[:1]
     compiled = parallel.pmap_step(step, devices).lower(matrix, parallel.shard(np.ones((1, 300, 300)), devices))
     assert "__ynn_fusion" not in compiled.compile().as_text()
