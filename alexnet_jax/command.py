@@ -243,9 +243,9 @@ def _is_own_process() -> bool:
     work together, which would wait for each other.
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    parallel = sys.modules.get("alexnet_jax.device.parallel")
+    hosts = sys.modules.get("alexnet_jax.device.hosts")
     return bool(
         (spec and spec.name.startswith("alexnet_jax."))
         or Path(sys.argv[0]).name.startswith("alexnet-jax")
-        or (parallel and parallel.started)
+        or (hosts and hosts.started)
     )

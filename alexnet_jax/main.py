@@ -133,14 +133,14 @@ def _evaluate(options: Options, dataset: str, *, batch_size: int = 128, **others
 
 def _train(options: Options, config: Config, *, has_crop_size: bool, has_preset: bool) -> None:
     from alexnet_jax.data.datasets import open_dataset
-    from alexnet_jax.device import parallel
+    from alexnet_jax.device import hosts
     from alexnet_jax.networks.transfer import table_of_origin
     from alexnet_jax.paper.architectures import ARCHITECTURES, CAFFE_IMAGE_SIZE
     from alexnet_jax.paper.table import with_classes
     from alexnet_jax.train import fit
 
     if options.distributed or options.coordinator:
-        parallel.start_hosts(options.coordinator, options.num_processes, options.process_id, options.host_timeout)
+        hosts.start(options.coordinator, options.num_processes, options.process_id, options.host_timeout)
     name = options.architecture or network_of(options.preset)
     if config.init_from and not options.architecture and not has_preset:
         layers, crop_size = table_of_origin(config.init_from, Path(options.workdir).expanduser())
@@ -152,7 +152,7 @@ def _train(options: Options, config: Config, *, has_crop_size: bool, has_preset:
     classes = len(dataset.class_names)
     if options.num_classes and options.num_classes < classes:
         raise InputError(f"--num_classes={options.num_classes}: {dataset.path} has {classes} classes")
-    with parallel.hosts_needed():
+    with hosts.needed():
         fit(with_classes(layers, options.num_classes or classes), dataset, config, options.workdir)
 
 

@@ -17,7 +17,7 @@ from alexnet_jax.config import Config
 from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.data.input_pipeline import Batch
-from alexnet_jax.device import parallel
+from alexnet_jax.device import hosts, parallel
 from alexnet_jax.device.spread import Spread
 from alexnet_jax.files import check_text
 from alexnet_jax.options import InputError, wrong_with_place
@@ -69,7 +69,7 @@ def fit(
     with contextlib.ExitStack() as held:
         run = set_up(layers, dataset, config, workdir, optimizer, augment, metrics or Metrics(), devices, held)
         errors, params, best_step = _loop(run)
-        if parallel.is_first_host():
+        if hosts.is_first_host():
             result = {"steps": run.intervals.last, "best_checkpoint": best_step, "seed": config.seed,
                       "device": named_devices(run.spread.devices)}  # fmt: skip
             report.write(workdir, dataset, run.net, params, run.logits, errors, result)
@@ -117,7 +117,7 @@ def _loop(run: Run) -> tuple[Errors, PyTree, int | None]:
                 log.restart_clock(step)
             if stopping and step < intervals.last:
                 stack.close()  # only now the checkpoint is known to be on disk
-                if parallel.is_first_host():
+                if hosts.is_first_host():
                     say(f"stopped; the same command continues from step {step} of {intervals.last}")
                 raise KeyboardInterrupt
         assert errors  # of the last step
@@ -132,14 +132,14 @@ def _start(run: Run, checkpoints: Checkpoints, table: Written) -> tuple[TrainSta
     fresh = dataclasses.replace(fresh, params=run.origin.into(fresh.params))
     state, kept = checkpoints.restore_latest(fresh, table) or (fresh, {})
     first_step, last = int(state.step), run.intervals.last
-    parallel.check_same("the checkpoint that they found", str(first_step))
-    if first_step and parallel.is_first_host():
+    hosts.check_same("the checkpoint that they found", str(first_step))
+    if first_step and hosts.is_first_host():
         say(f"continuing from the checkpoint of step {first_step} of {last} in {run.workdir}")
     return run.spread.put(state), first_step, StepMetrics(kept.get("sums")), kept.get("lowest", 2.0)
 
 
 def _log(run: Run, first_step: int) -> RunLog:
-    if not parallel.is_first_host():
+    if not hosts.is_first_host():
         return SilentLog()
     return RunLog(
         run.workdir, first_step=first_step, steps=run.intervals.last, steps_per_epoch=float(run.steps_per_epoch),

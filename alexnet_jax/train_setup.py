@@ -16,7 +16,7 @@ from alexnet_jax.config import Config
 from alexnet_jax.data import input_pipeline
 from alexnet_jax.data.datasets import Dataset
 from alexnet_jax.data.input_pipeline import Batch, with_timeout
-from alexnet_jax.device import parallel
+from alexnet_jax.device import hosts, parallel
 from alexnet_jax.device.spread import Spread, spread_over
 from alexnet_jax.device.tuned import missing_forms, tuned, tuned_augmentation
 from alexnet_jax.device.xla import kept
@@ -196,12 +196,12 @@ def _check(layers: Layers, dataset: Dataset, config: Config, devices: Sequence[j
 def _hold(workdir: Path, held: contextlib.ExitStack) -> None:
     """One host does it for all."""
     refused: InputError | None = None
-    if parallel.is_first_host():
+    if hosts.is_first_host():
         try:
             held.enter_context(folders.held(workdir))
         except InputError as error:
             refused = error
-    parallel.fail_together(refused)
+    hosts.fail_together(refused)
 
 
 def _claim(
@@ -221,7 +221,7 @@ def _claim(
     except ValueError as error:
         raise InputError(f"the network cannot be written down: {error}") from error
     _hold(workdir, held)
-    if parallel.is_first_host():
+    if hosts.is_first_host():
         folders.claim(workdir, run)
         folders.keep_facts(workdir, dataset)
         origin.keep(workdir)
@@ -229,10 +229,10 @@ def _claim(
         say(f"{size}; {dataset.path}: {images}; {named_devices(devices)}")
         if slower := missing_forms(devices):
             say(slower)
-    parallel.wait_for_all("claimed")
-    if not parallel.is_first_host():
+    hosts.wait_for_all("claimed")
+    if not hosts.is_first_host():
         folders.claim(workdir, run, exists=True)
-    parallel.check_same("their flags", repr(dataclasses.replace(run, dataset="")))
+    hosts.check_same("their flags", repr(dataclasses.replace(run, dataset="")))
 
 
 def named_devices(devices: Sequence[jax.Device]) -> str:

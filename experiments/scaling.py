@@ -39,6 +39,7 @@ from record import save
 
 from alexnet_jax import PAPER, PRESETS, Metrics, init_state, open_dataset
 from alexnet_jax.device import parallel
+from alexnet_jax.device.hosts import start as join
 from alexnet_jax.train import with_input
 from alexnet_jax.train_setup import set_up
 
@@ -101,7 +102,7 @@ def _whole(kind: str, results: list[tuple[str, int]]) -> list[tuple[str, int]]:
 def work(kind: str, number: int, host: int, workdir: Path) -> None:
     """One of so many hosts: tells what its step sends, and then does what it is told, and tells the seconds."""
     if number > 1:
-        parallel.start_hosts(f"{address(0)}:{PORT}", number, host, timeout=600.0)
+        join(f"{address(0)}:{PORT}", number, host, timeout=600.0)
     config = dataclasses.replace(PRESETS["paper"], batch_size=BATCH * number, **KINDS[kind])
     with contextlib.ExitStack() as held:
         run = set_up(PAPER, open_dataset("shapes"), config, workdir, None, None, Metrics(), None, held)

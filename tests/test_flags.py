@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from alexnet_jax import command, main, train
 from alexnet_jax.config import PRESETS, Config
-from alexnet_jax.device import parallel
+from alexnet_jax.device import hosts
 from alexnet_jax.main import Options
 from alexnet_jax.options import InputError
 from alexnet_jax.paper.architectures import CAFFE, DEMO, ORIGINAL
@@ -70,7 +70,7 @@ def at_the_start(defined, monkeypatch):
 
     monkeypatch.setattr(train, "_loop", start)
     monkeypatch.setattr(train, "fit", small)
-    monkeypatch.setattr(parallel, "start_hosts", not_here)
+    monkeypatch.setattr(hosts, "start", not_here)
 
 
 @settings(max_examples=20 * settings().max_examples, suppress_health_check=list(HealthCheck))

@@ -16,7 +16,7 @@ import pytest
 from conftest import TINY, small_config, without_compilation_cache
 
 from alexnet_jax import open_dataset, train
-from alexnet_jax.device import onednn, parallel
+from alexnet_jax.device import hosts, onednn
 from alexnet_jax.networks.loading import load
 from alexnet_jax.options import InputError
 from alexnet_jax.runs.workdir import held
@@ -272,8 +272,8 @@ def test_where_one_process_is_told_to_stop_all_save_and_stop(tmp_path, prepared,
     ],
 )
 def test_whose_end_an_error_is_of(monkeypatch, cause, told):
-    monkeypatch.setattr(parallel, "started", "another process has gone")
-    with pytest.raises(InputError, match=f"^{told}$"), parallel.hosts_needed():
+    monkeypatch.setattr(hosts, "started", "another process has gone")
+    with pytest.raises(InputError, match=f"^{told}$"), hosts.needed():
         raise InputError("it cannot be") from cause
 
 

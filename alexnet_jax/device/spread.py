@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from alexnet_jax.config import Config
-from alexnet_jax.device import model_parallel, parallel
+from alexnet_jax.device import hosts, model_parallel, parallel
 from alexnet_jax.device.model_parallel import BY_IMAGES, WHOLE
 from alexnet_jax.device.xla import compiler_options
 from alexnet_jax.options import InputError
@@ -108,7 +108,7 @@ class ModelParallel(Spread):
     def put(self, tree: PyTree) -> PyTree:
         """From whole arrays on each host."""
         lying = self.lying(tree)
-        if not parallel.several_hosts():
+        if not hosts.several_hosts():
             return jax.device_put(tree, lying)
 
         def of_this_host(leaf: Any, sharding: NamedSharding) -> jax.Array:

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as policies
 
-from alexnet_jax.device import parallel
+from alexnet_jax.device import hosts
 from alexnet_jax.files import check_text
 from alexnet_jax.options import InputError
 from alexnet_jax.paper.train_state import TrainState
@@ -118,7 +118,7 @@ class Checkpoints:
                 raise ValueError(f"orbax did not take that of step {step}")
 
     def _remove_old(self) -> None:
-        if parallel.is_first_host():
+        if hosts.is_first_host():
             shutil.rmtree(self._folder / _REMOVED, ignore_errors=True)
 
     def _free(self) -> int:
@@ -178,14 +178,14 @@ class Checkpoints:
     def _set_aside(self, damaged: Mapping[int, Exception]) -> None:
         if not damaged:
             return
-        parallel.wait_for_all("restored")
-        for step, error in damaged.items() if parallel.is_first_host() else ():
+        hosts.wait_for_all("restored")
+        for step, error in damaged.items() if hosts.is_first_host() else ():
             place = self._folder / str(step)
             names = (Path(f"{place}.damaged{number or ''}") for number in itertools.count())
             aside = next(name for name in names if not os.path.lexists(name))
             place.rename(aside)
             say(f"warning: {place}: is damaged ({error}); it is now {aside}", error=True)
-        parallel.wait_for_all("set aside")
+        hosts.wait_for_all("set aside")
 
     def _check_small_files(self, step: int) -> None:
         """Raises Damaged where orbax would not start with them."""

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from alexnet_jax.device import parallel
+from alexnet_jax.device import hosts
 from alexnet_jax.runs.checkpoint import Checkpoints
 
 
@@ -18,7 +18,7 @@ def stop_requests(checkpoints: Checkpoints) -> Iterator[Callable[[int], bool]]:
     An exception raised just anywhere could be lost in another library's callback, or tear a checkpoint. Of several
     hosts all stop after the same step, whichever was told to; so they do where a cluster announces preemption.
     """
-    received, several_hosts = [], parallel.several_hosts()
+    received, several_hosts = [], hosts.several_hosts()
 
     def receive(number: int, _: Any) -> None:
         received.append(number)
