@@ -44,6 +44,13 @@ def difference(after: Sequence[float], before: Sequence[float]) -> Interval:
     return Interval(value, value - half, value + half)
 
 
+def paired_difference(after: Sequence[float], before: Sequence[float]) -> Interval:
+    """The mean difference of what belongs together, as of trainings with one seed; two pairs at least, by a t-test."""
+    apart = [one - other for one, other in zip(after, before, strict=True)]
+    value, half = statistics.mean(apart), _half([statistics.variance(apart) / len(apart)], [len(apart)])
+    return Interval(value, value - half, value + half)
+
+
 def ratio(after: Sequence[float], before: Sequence[float]) -> Interval:
     """Of the means over seeds, two at least; the interval is that of its logarithm, from the relative errors."""
     value = statistics.mean(after) / statistics.mean(before)
@@ -54,10 +61,8 @@ def ratio(after: Sequence[float], before: Sequence[float]) -> Interval:
 
 def paired_ratio(after: Sequence[float], before: Sequence[float]) -> Interval:
     """The geometric mean of the ratios of what belongs together, two pairs at least; its interval by a t-test."""
-    logarithms = [math.log(one / other) for one, other in zip(after, before, strict=True)]
-    value, error = statistics.mean(logarithms), statistics.stdev(logarithms) / math.sqrt(len(logarithms))
-    half = float(stats.t.ppf(0.975, len(logarithms) - 1)) * error
-    return Interval(*map(math.exp, (value, value - half, value + half)), null=1.0)
+    value, low, high, _ = paired_difference([math.log(of) for of in after], [math.log(of) for of in before])
+    return Interval(math.exp(value), math.exp(low), math.exp(high), null=1.0)
 
 
 def share(count: int, of: int, null: float) -> Interval:

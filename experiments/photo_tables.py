@@ -2,7 +2,7 @@
 
 import ablations as ablation
 import table2 as small
-from intervals import Interval, difference, of_other_images, share
+from intervals import Interval, difference, of_other_images, paired_difference, share
 from record import RESULTS, log, mean_and_std, table, where
 
 
@@ -189,7 +189,7 @@ def fine_tuning() -> str:
         images, epochs = f"{of['new'][0]['result']['images']:,}", f"{of['new'][0]['result']['epochs']:.0f}"
         for way in (way for way in of if way != "new"):
             errors = [100 * run["result"]["top1_error"] for run in of[way]]
-            found = difference(errors, new)
+            found = paired_difference(errors, new)
             by_seed = ", ".join(f"{taken - of_new:+.1f}" for taken, of_new in zip(errors, new, strict=True))
             means = [f"{mean_and_std(of_way)} %" for of_way in (new, errors)]
             rate = "the whole" if "whole" in way else "a tenth"
@@ -201,8 +201,8 @@ def fine_tuning() -> str:
     before = values["before"]
     note = (
         f"Top-1 error on {values['validation_images']:,} validation photographs of these five classes, mean ± standard "
-        f"deviation; differences in points with 95 % intervals; seeds {', '.join(map(str, values['seeds']))}. The "
-        f"weights are of {before[0]['result']['images']:,} photographs of five other classes, where the error was "
+        f"deviation; differences in points, seed by seed, with 95 % intervals; seeds "
+        f"{', '.join(map(str, values['seeds']))}. The weights are of {before[0]['result']['images']:,} photographs of five other classes, where the error was "
         f"{mean_and_std(100 * run['result']['top1_error'] for run in before)} % after "
         f"{before[0]['result']['epochs']:.0f} epochs; {where(before[0])}."
     )

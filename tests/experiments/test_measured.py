@@ -42,6 +42,8 @@ def test_a_ratio_of_pairs_does_not_see_what_both_had_in_common():
     found = intervals.paired_ratio(ours.tolist(), theirs.tolist())
     test = stats.ttest_rel(np.log(ours), np.log(theirs))
     np.testing.assert_allclose(np.log(found[1:3]), test.confidence_interval())
+    apart = intervals.paired_difference(ours.tolist(), theirs.tolist())
+    np.testing.assert_allclose(apart[1:3], stats.ttest_rel(ours, theirs).confidence_interval())
     assert found.low < 1.1 < found.high < 1.15
     assert found.resolved
     assert not intervals.ratio(ours.tolist(), theirs.tolist()).resolved
