@@ -202,8 +202,8 @@ def fine_tuning() -> str:
     note = (
         f"Top-1 error on {values['validation_images']:,} validation photographs of these five classes, mean ± standard "
         f"deviation; differences in points, seed by seed, with 95 % intervals; seeds "
-        f"{', '.join(map(str, values['seeds']))}. The weights are of {before[0]['result']['images']:,} photographs of five other classes, where the error was "
-        f"{mean_and_std(100 * run['result']['top1_error'] for run in before)} % after "
-        f"{before[0]['result']['epochs']:.0f} epochs; {where(before[0])}."
+        f"{', '.join(map(str, values['seeds']))}. The weights are of {before[0]['result']['images']:,} photographs of "
+        f"five other classes, where the error was {mean_and_std(100 * run['result']['top1_error'] for run in before)} "
+        f"% after {before[0]['result']['epochs']:.0f} epochs; {where(before[0])}."
     )
     return f"{table(header, rows)}\n\n{note}"
