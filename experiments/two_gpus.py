@@ -26,6 +26,7 @@ from record import save
 
 from alexnet_jax import ARCHITECTURES, AlexNet, Config, papers_rule
 from alexnet_jax.device.spread import spread_over
+from alexnet_jax.device.xla import compiler_options
 from alexnet_jax.paper.table import Layers
 
 
@@ -52,7 +53,8 @@ def differences(
         return step
 
     two = spread_over(devices, layers, Config(columns_parallel=True))
-    of_one = jax.device_get(jax.jit(step_of(AlexNet(layers, dtype)))(params, (images, labels)))
+    on_one = jax.jit(step_of(AlexNet(layers, dtype)), compiler_options=compiler_options(devices))  # as it is on two
+    of_one = jax.device_get(on_one(params, (images, labels)))
     (sent,) = two.sent([(images, labels)])
     on_two = two.step(step_of(AlexNet(two.layers(layers), dtype)))
     of_two = jax.device_get(on_two(two.put(params), sent))
